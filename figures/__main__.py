@@ -1,0 +1,18 @@
+"""Redraws every figure from its saved numbers, without training: python -m figures"""
+import importlib
+import pkgutil
+
+import figures
+import lego
+
+
+def main(arguments):
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    for module in pkgutil.iter_modules(figures.__path__):
+        if not module.name.startswith("_"):
+            figures.redraw(module.name, importlib.import_module(f"figures.{module.name}").draw)
+
+
+if __name__ == "__main__":
+    lego.command_line(main)

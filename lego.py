@@ -1,0 +1,310 @@
+"""
+LEGO, a synthetic task of following a chain of reasoning: every sentence that a model sees, its text form, and a solver.
+
+A group G acts on a set X. A sentence is a set of clauses `variable = operation argument`, where the argument is another
+variable or the root element of X. The clauses form one chain and are shuffled; the task is to say every variable's value.
+
+    b=-a; c=+b; a=+1;            one sentence of the task `sign`: G = {+, -} acts on X = {+1, -1}, the root is 1
+
+    chain       a=+1   ->   b=-a   ->   c=+b          follow the chain from the root ...
+    values      a: +1       b: -1       c: -1         ... and every clause applies its operation to the value before it
+
+    position    0  1  2  3  4    5  6  7  8  9    10 11 12 13 14
+    token       b  =  -  a  ;    c  =  +  b  ;    a  =  +  1  ;        five tokens per clause, as in the paper
+    label      -1                -1               +1                   read at the variable on the left-hand side
+
+In `sample`'s answer everything is in chain order: positions [10, 0, 5], values [+1, -1, -1] (as indices into `task.values`).
+
+    python lego.py "b=-a; c=+b; a=+1"              solve a sentence
+    python lego.py --task=d3                       print a few random sentences of a task, solved
+
+Sources: the task and its tokens are the paper's (arXiv 2206.04301) and its official code's; tasks beyond `sign` and `d3`,
+distractor chains and dropped clauses are ours.
+"""
+import itertools
+import os
+import re
+import string
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+IGNORE = -100  # the label of a variable that has none; also the default `ignore_index` of F.cross_entropy
+TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
+
+# ----------------------------------------------------------------------------------------------------------------------
+# tasks: a group, the set that it acts on, and the symbols to write both in
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A group G acting on a set X, and the vocabulary of its sentences. Made by `make_task`."""
+
+    name: str
+    operations: tuple[str, ...]  # the symbols of G
+    values: tuple[str, ...]  # the symbols of X
+    action: torch.Tensor  # (|G|, |X|) int64: action[g, x] is the index of g.x
+    root: int  # index of the root element in X ...
+    root_symbol: str  # ... and how a clause writes it
+    names: tuple[str, ...]  # the variables: a to z, then v26, v27, ...
+
+    @property
+    def vocab(self) -> tuple[str, ...]:
+        """The symbol of every token id. Names come last, so that a larger alphabet leaves the other ids as they were."""
+        return ("=", ";", self.root_symbol, *self.operations, *self.names)
+
+    @property
+    def first_operation(self) -> int:  # token id of operations[0]; the ids of the others follow
+        return 3
+
+    @property
+    def first_name(self) -> int:  # token id of names[0]; the ids of the others follow
+        return 3 + len(self.operations)
+
+
+@lru_cache
+def make_task(name: str, n_names: int = 26) -> Task:
+    """
+    The task of that name, with `n_names` variables to draw from.
+
+        sign    {+, -} acting on {+1, -1}: the paper's Task 1 (chance 1/2)
+        d<k>    the dihedral group of order 2k acting on itself, k >= 3: d3 is the paper's Task 2 (chance 1/6)
+        c<k>    the cyclic group of order k >= 2, written additively, acting on itself (chance 1/k)
+        s<k>    the permutations of k = 2 to 6 things acting on themselves (chance 1/k!); s5 is the first not solvable
+
+    Every operation of G moves the root to a different value, so the values of a uniform sentence are uniform too.
+    Raises ValueError for another name or a size out of range.
+    """
+    if not 1 <= n_names <= 1024:
+        raise ValueError(f"n_names={n_names}: expected 1 to 1024")
+    names = tuple(string.ascii_lowercase[:n_names]) + tuple(f"v{i}" for i in range(26, n_names))
+    if name == "sign":
+        return Task(name, ("+", "-"), ("+1", "-1"), torch.tensor([[0, 1], [1, 0]]), 0, "1", names)
+
+    kind, k = name[:1], int(name[1:]) if re.fullmatch(r"[1-9]\d{0,2}", name[1:]) else 0
+    if kind == "c" and 2 <= k <= 512:
+        action = [[(g + x) % k for x in range(k)] for g in range(k)]
+        return Task(name, tuple(f"+{g}" for g in range(k)), tuple(map(str, range(k))), torch.tensor(action), 0, "0", names)
+    if kind == "d" and 3 <= k <= 256:
+        # r<i> rotates by i/k of a turn, s<i> reflects first and then rotates: each is x -> i + sign * x on the corners
+        elements = [(sign, i) for sign in (1, -1) for i in range(k)]
+        symbols = [("r" if sign > 0 else "s") + str(i) for sign, i in elements]
+        compose = lambda g, x: (g[0] * x[0], (g[1] + g[0] * x[1]) % k)
+    elif kind == "s" and 2 <= k <= 6:
+        # [213] sends place 1 to 2, 2 to 1 and 3 to 3; the product g.x does x first and then g
+        elements = list(itertools.permutations(range(k)))
+        symbols = ["[" + "".join(str(i + 1) for i in p) + "]" for p in elements]
+        compose = lambda g, x: tuple(g[i] for i in x)
+    else:
+        raise ValueError(f"task={name}: expected sign, c<k> with k = 2 to 512, d<k> with k = 3 to 256, "
+                         "or s<k> with k = 2 to 6")
+    index = {element: i for i, element in enumerate(elements)}  # the identity comes first in both lists
+    action = [[index[compose(g, x)] for x in elements] for g in elements]
+    return Task(name, tuple(symbols), tuple(symbols), torch.tensor(action), 0, "1", names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sampling
+
+
+class Batch(NamedTuple):
+    """A batch of sentences; `positions` and `values` are in chain order, whatever the order of the clauses."""
+
+    tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
+    positions: torch.Tensor  # (B, n) int64: where each variable stands on the left-hand side (0 if its clause is dropped)
+    values: torch.Tensor  # (B, n) int64: index into task.values, or IGNORE where the sentence does not determine it
+
+
+def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distractor=0, drop=None) -> Batch:
+    """
+    Random sentences: operations, names and the order of the clauses are uniform and independent.
+
+    task          a Task
+    n_clauses     the length n of the chain; or a pair (low, high): n is drawn for this batch, both ends included
+    generator     a torch.Generator on `device`, None for the default one
+    n_distractor  length of a second, independent chain with its own root clause, its own variables and no labels,
+                  shuffled into the same sentence; 0 for none
+    drop          the chain index of a clause to leave out (0 is the root clause, n - 1 the last): an int for the whole
+                  batch, (B,) int64 for one each, or "random" to draw one each; None for none. From there on no value
+                  is determined: the labels are IGNORE. The dropped variable still is the next clause's argument.
+
+    Returns a Batch with T = 5 (n + n_distractor), 5 less if a clause is dropped.
+    Raises ValueError if a length is out of range.
+    """
+    n_names, B = len(task.names), batch_size
+    if isinstance(n_clauses, tuple):
+        low, high = n_clauses
+        if not 1 <= low <= high:
+            raise ValueError(f"n_clauses={n_clauses}: expected a pair with 1 <= low <= high")
+        n_clauses = int(torch.randint(low, high + 1, (), generator=generator, device=device))
+    n, N = n_clauses, n_clauses + n_distractor
+    if not (n >= 1 and n_distractor >= 0 and N <= n_names):
+        raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all "
+                         f"at most n_names={n_names}")
+    if drop is not None and (N < 2 or isinstance(drop, int) and not 0 <= drop < n or isinstance(drop, str) and drop != "random"):
+        raise ValueError(f"drop={drop}: expected a chain index from 0 to {n - 1} or random, and a clause that remains")
+
+    # the chain: operation g_i takes the value of variable i - 1 to that of variable i
+    operations = torch.randint(len(task.operations), (B, N), generator=generator, device=device)
+    action = task.action.to(device)
+    value = torch.full((B,), task.root, device=device)
+    values = []
+    for i in range(n):
+        value = action[operations[:, i], value]
+        values.append(value)
+    values = torch.stack(values, dim=1)  # (B, n)
+
+    # the clauses in chain order, the distractor's behind; the first of each chain has the root as its argument
+    names = torch.rand(B, n_names, generator=generator, device=device).argsort(dim=1)[:, :N] + task.first_name
+    clauses = names.new_empty(B, N, TOKENS_PER_CLAUSE)
+    clauses[..., 0] = names
+    clauses[..., 1] = task.vocab.index("=")
+    clauses[..., 2] = operations + task.first_operation
+    clauses[:, 1:, 3] = names[:, :-1]
+    clauses[:, [0, n][: 1 + (n_distractor > 0)], 3] = task.vocab.index(task.root_symbol)
+    clauses[..., 4] = task.vocab.index(";")
+
+    # shuffle: clause i of the chain goes to the place of its rank among random keys; a dropped clause goes last, and off
+    key = torch.rand(B, N, generator=generator, device=device)
+    if drop is not None:
+        if isinstance(drop, str):
+            drop = torch.randint(n, (B,), generator=generator, device=device)
+        drop = torch.as_tensor(drop, device=device).expand(B)
+        key.scatter_(1, drop[:, None], 2.0)
+        values = values.masked_fill(torch.arange(n, device=device) >= drop[:, None], IGNORE)
+    order = key.argsort(dim=1)  # (B, N): order[b, place] is a chain index, its inverse the places
+    positions = TOKENS_PER_CLAUSE * order.argsort(dim=1)[:, :n]
+    tokens = clauses.gather(1, order[..., None].expand_as(clauses)).flatten(1)  # (B, N, 5) -> (B, 5 N)
+    if drop is not None:
+        tokens = tokens[:, :-TOKENS_PER_CLAUSE]
+        positions = positions.masked_fill(positions >= tokens.size(1), 0)
+    return Batch(tokens, positions, values)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# text
+
+
+def parse(text, task) -> list[tuple[str, str, str]]:
+    """
+    The clauses of a sentence as (variable, operation, argument), in the order of the text. Spaces are free, and so is
+    the last semicolon. Raises ValueError, with the clause quoted, where one does not have the form.
+    """
+    def listed(symbols):
+        return " ".join(symbols) if len(symbols) <= 6 else f"{symbols[0]} {symbols[1]} ... {symbols[-1]}"
+    either = lambda symbols: "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
+    name, operation = either(task.names), either(task.operations)
+    pattern = re.compile(rf"\s*({name})\s*=\s*({operation})\s*({name}|{re.escape(task.root_symbol)})\s*")
+    clauses = text.split(";")
+    if not clauses[-1].strip():
+        clauses.pop()
+    if not clauses:
+        raise ValueError(f"sentence '{text}': expected clauses such as '{_example(task)}'")
+    parsed = [pattern.fullmatch(clause) for clause in clauses]
+    for clause, match in zip(clauses, parsed):
+        if not match:
+            raise ValueError(f"clause '{clause.strip()}': expected variable=operation argument, such as "
+                             f"'{_example(task)}', with a variable of {listed(task.names)}, an operation of "
+                             f"{listed(task.operations)}, and a variable or the root {task.root_symbol}")
+    return [match.groups() for match in parsed]
+
+
+def _example(task):
+    return f"{task.names[0]}={task.operations[-1]} {task.root_symbol}".replace("- ", "-")
+
+
+def encode(text, task) -> torch.Tensor:
+    """The token ids (T,) int64 of a sentence, T = 5 clauses. Raises ValueError where a clause does not have the form."""
+    index = {symbol: i for i, symbol in enumerate(task.vocab)}
+    return torch.tensor([index[symbol] for variable, operation, argument in parse(text, task)
+                         for symbol in (variable, "=", operation, argument, ";")])
+
+
+def decode(ids, task) -> str:
+    """The text of token ids (T,): "b=-a; c=+b; a=+1;". `encode(decode(ids, task), task)` gives the ids back."""
+    vocab = task.vocab
+    spaced = {";", *(symbol for symbol in task.operations if symbol[-1].isdigit())}  # "b=r1 a" and not "b=r1a"
+    symbols = [vocab[i] for i in ids]
+    return "".join(symbol + " " * (symbol in spaced) for symbol in symbols).strip()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the solver: symbolic, slow, and independent of `sample`, so that the tests can hold one against the other
+
+
+def solve(text, task, partial=False) -> dict[str, str]:
+    """
+    Every variable's value, {variable: symbol}, in chain order (chain after chain where the sentence has several).
+
+    Raises ValueError, with the clause at fault quoted, for a variable assigned twice, for an argument never assigned,
+    and for a chain that runs in a circle, as one must where no clause starts from the root. With `partial`, a variable
+    that the sentence does not determine has the value None, behind the others, and only the first of these is an error.
+    """
+    clauses = {}
+    for variable, operation, argument in parse(text, task):
+        if variable in clauses:
+            raise ValueError(f"clause '{_clause(variable, operation, argument)}': {variable} is assigned a second time, "
+                             f"expected once")
+        clauses[variable] = operation, argument
+    if not partial:
+        for variable, (operation, argument) in clauses.items():
+            if argument != task.root_symbol and argument not in clauses:
+                raise ValueError(f"clause '{_clause(variable, operation, argument)}': {argument} is never assigned, "
+                                 f"expected another clause that assigns it")
+    # follow every chain from its root; several clauses may have the same argument, then the chain branches
+    values = {}
+    reached = [variable for variable, (_, argument) in clauses.items() if argument == task.root_symbol][::-1]
+    while reached:
+        variable = reached.pop()
+        operation, argument = clauses[variable]
+        before = task.root if argument == task.root_symbol else task.values.index(values[argument])
+        values[variable] = task.values[task.action[task.operations.index(operation), before]]
+        reached += [v for v, (_, argument) in clauses.items() if argument == variable][::-1]
+    for variable, (operation, argument) in clauses.items():
+        if variable not in values and not partial:
+            raise ValueError(f"clause '{_clause(variable, operation, argument)}': following the arguments from here runs in "
+                             f"a circle, expected to reach the root {task.root_symbol}")
+        values.setdefault(variable, None)
+    return values
+
+
+def _clause(variable, operation, argument):
+    return f"{variable}={operation}{' ' * operation[-1].isdigit()}{argument}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments):
+    task, text, n_clauses = "sign", None, 6
+    for argument in arguments:
+        if argument.startswith("--task="):
+            task = argument.removeprefix("--task=")
+        elif argument.startswith("-") or text is not None:
+            raise ValueError(f"'{argument}': expected one sentence and --task=NAME")
+        else:
+            text = argument
+    task = make_task(task)
+    sentences = [text] if text is not None else [decode(ids, task) for ids in sample(task, 3, n_clauses).tokens]
+    for text in sentences:
+        values = solve(text, task)
+        arguments = {variable: _clause(variable, operation, argument) for variable, operation, argument in parse(text, task)}
+        print(text)
+        for variable, value in values.items():
+            print(f"    {arguments[variable]:<{max(map(len, arguments.values()))}}    {variable} is {value}")
+
+
+def command_line(main):
+    """Runs `main(arguments)`; whatever is wrong with what the user typed is one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,157 @@
+"""
+A compact Transformer encoder that says something about every token: embedding, blocks (tied or untied), head.
+
+    tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times -> head -> logits (B, T, n_out)
+
+BERT is the untied model with post-norm blocks and vanilla attention, ALBERT the tied one. The default of train.py is a
+tied block with LEGO attention whose state is normalised after every loop: then each loop is the same map, one link of the
+chain is followed by each, and the model can loop on for chains longer than it has seen.
+
+Sources: the block is torch.nn.TransformerEncoderLayer's (GELU, no dropout), sharing one block among all layers ALBERT's;
+the normalised state is ours.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from attention import make_attention, make_plan
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a Transformer. No defaults: the dials and their values are those of train.Config."""
+
+    vocab_size: int  # token ids
+    n_out: int  # classes of the head
+    n_layer: int  # blocks; for a tied model the loops of its one block, unless forward is given another number
+    n_embd: int  # C
+    n_head: int  # of vanilla and hybrid attention
+    tied: bool  # one block for all layers
+    norm_first: bool  # pre-norm, with one more norm before the head; False: post-norm, with one more behind the embedding
+    norm_state: bool  # layer norm without gain on the state, before the first block and after every one
+    init_std: float  # of all weights at the start; biases are 0
+    positions: str  # learned or none
+    block_size: int  # the longest sentence in tokens, if positions are learned
+    attention: str  # vanilla, lego or hybrid; this and the rest as in attention.make_attention
+    kernel_size: int
+    association_share: float
+    vanilla_share: float
+    chained: bool
+    association: str
+
+
+class MLP(nn.Module):
+    def __init__(self, n_embd):
+        super().__init__()
+        self.up = nn.Linear(n_embd, 4 * n_embd)
+        self.down = nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Any attention module, then an MLP, each with its norm and its residual."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.norm1 = nn.LayerNorm(config.n_embd)
+        self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.kernel_size,
+                                   config.association_share, config.vanilla_share, config.chained, config.association)
+        self.norm2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config.n_embd)
+
+    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
+        """(B, T, C) -> the pair of (B, T, C) and the attention map (B, H, T, T), None unless asked for."""
+        y = self.attn(self.norm1(x) if self.norm_first else x, tokens, padding_mask, plan, need_weights)
+        y, weights = y if need_weights else (y, None)
+        if self.norm_first:
+            x = x + y
+            x = x + self.mlp(self.norm2(x))
+        else:
+            x = self.norm1(x + y)
+            x = self.norm2(x + self.mlp(x))
+        return x, weights
+
+
+class Transformer(nn.Module):
+    """See the top of this file. Raises ValueError for a size out of range, here and in `forward`."""
+
+    def __init__(self, config):
+        super().__init__()
+        for name in ("vocab_size", "n_out", "n_layer", "n_embd", "n_head", "block_size"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"{name}={getattr(config, name)}: expected at least 1")
+        if config.positions not in ("learned", "none"):
+            raise ValueError(f"positions={config.positions}: expected learned or none")
+        self.config = config
+        C = config.n_embd
+        self.token_embedding = nn.Embedding(config.vocab_size, C)
+        self.position_embedding = nn.Embedding(config.block_size, C) if config.positions == "learned" else None
+        self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(C)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
+        self.norm_final = nn.LayerNorm(C) if config.norm_first else nn.Identity()
+        self.head = nn.Linear(C, config.n_out)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module):
+        # norms keep torch's ones and zeros
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.zeros_(module.bias)
+
+    def trace(self, tokens, n_loops=None, padding_mask=None, need_weights=False):
+        """Yields, layer after layer, the state (B, T, C) and the attention map (B, H, T, T), None unless asked for."""
+        T, config = tokens.size(1), self.config
+        if n_loops is None:
+            n_loops = config.n_layer
+        if n_loops < 1 or (n_loops != config.n_layer and not config.tied):
+            raise ValueError(f"n_loops={n_loops}: expected at least 1, and {config.n_layer} for an untied model")
+        x = self.token_embedding(tokens)  # (B, T, C)
+        if self.position_embedding is not None:
+            if T > config.block_size:
+                raise ValueError(f"a sentence of {T} tokens: expected at most block_size={config.block_size}, "
+                                 f"the length that the learned positions were made for")
+            x = x + self.position_embedding.weight[:T]
+        x = self._norm_state(self.norm_embedding(x))
+        plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask, config.association)
+        for i in range(n_loops):
+            block = self.blocks[0 if config.tied else i]
+            x, weights = block(x, tokens, padding_mask, plan, need_weights)
+            x = self._norm_state(x)
+            yield x, weights
+
+    def _norm_state(self, x):
+        return F.layer_norm(x, x.shape[-1:]) if self.config.norm_state else x
+
+    def readout(self, x):
+        """The logits (B, T, n_out) that a state (B, T, C) of any layer stands for."""
+        return self.head(self.norm_final(x))
+
+    def forward(self, tokens, n_loops=None, padding_mask=None):
+        """
+        Logits (B, T, n_out) for token ids (B, T) int64; padding_mask (B, T) bool, True at padding.
+
+        n_loops: how often a tied model applies its block, config.n_layer if None; an untied model takes no other number.
+        """
+        for x, _ in self.trace(tokens, n_loops, padding_mask):
+            pass
+        return self.readout(x)
+
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def flops(self, T, n_loops=None) -> int:
+        """
+        Multiplications and additions of one forward pass over one sentence of T tokens; a training step takes about three
+        times as many per sentence. Counted as torch.utils.flop_counter does: matrix products and convolutions; norms, GELU,
+        softmax and the sums of `segment` are left out.
+        """
+        C = self.config.n_embd
+        mlp = 2 * T * C * 4 * C * 2
+        layers = n_loops or self.config.n_layer
+        return layers * (self.blocks[0].attn.flops(T) + mlp) + 2 * T * C * self.config.n_out

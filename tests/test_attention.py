@@ -1,0 +1,207 @@
+"""attention.py: every implementation against a slow, independent one in float64, with odd sizes, padding and lone tokens."""
+import pytest
+import torch
+import torch.nn as nn
+
+import attention
+from attention import HybridAttention, LegoAttention, Manipulation, VanillaAttention, associate, make_attention, make_plan
+
+IMPLEMENTATIONS = ["dense", "segment"]
+SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 7), (2, 61, 9), (1, 257, 3)]  # B, T, C
+KINDS = {
+    "vanilla": dict(kind="vanilla"),
+    "chained": dict(kind="lego"),
+    "parallel": dict(kind="lego", chained=False),
+    "association alone": dict(kind="lego", chained=False, association_share=1.0),
+    "convolution alone": dict(kind="lego", association_share=0.0),
+    "hybrid": dict(kind="hybrid"),
+    "hybrid, segment": dict(kind="hybrid", association="segment"),
+}
+
+
+def example(B, T, n_tokens=None, padded=True):
+    """Token ids, some of which occur once, and a mask with padding at the end, at the front and in the middle."""
+    tokens = torch.randint(n_tokens or max(2, T // 2), (B, T))
+    padding_mask = torch.rand(B, T) < 0.2 if padded else None
+    if padded and T > 3:
+        padding_mask[0] = torch.arange(T) >= T - 3
+    return tokens, padding_mask
+
+
+def association_by_loops(v, tokens, padding_mask=None):
+    """The definition, one sum at a time: y_i = mean of v_j over j != i with the same token, 0 where there is none."""
+    B, T, C = v.shape
+    real = torch.ones(B, T, dtype=torch.bool) if padding_mask is None else ~padding_mask
+    rows = []
+    for b in range(B):
+        for i in range(T):
+            others = [v[b, j] for j in range(T) if j != i and tokens[b, j] == tokens[b, i] and real[b, j] and real[b, i]]
+            rows.append(sum(others) / len(others) if others else 0 * v[b, i])
+    return torch.stack(rows).view(B, T, C)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_association_by_hand(implementation):
+    tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.0], [2.0], [3.0], [5.0]]])
+    assert associate(v, make_plan(tokens, implementation=implementation)).flatten().tolist() == [4, 0, 3, 2]
+    last = torch.tensor([[False, False, False, True]])
+    assert associate(v, make_plan(tokens, last, implementation)).flatten().tolist() == [3, 0, 1, 0]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("B, T, C", SHAPES)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_association_against_loops(implementation, B, T, C, padded):
+    """Values and gradients at odd sizes, in float64, and the values in float32."""
+    tokens, padding_mask = example(B, T, padded=padded)
+    v = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(B, T, C, dtype=torch.float64)
+    expected = association_by_loops(v, tokens, padding_mask)
+    (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), v)
+    plan = make_plan(tokens, padding_mask, implementation)
+    (gradient,) = torch.autograd.grad((associate(v, plan) * weight).sum(), v)
+    torch.testing.assert_close(associate(v, plan), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(associate(v.float(), plan), expected.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_association_gradcheck(implementation):
+    tokens, padding_mask = example(2, 11)
+    plan = make_plan(tokens, padding_mask, implementation)
+    v = torch.randn(2, 11, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: associate(v, plan), v, atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda v: associate(v, plan), v, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_association_is_its_own_adjoint(implementation):
+    """<A u, v> = <u, A v>: the backward pass is the forward kernel only as long as this holds."""
+    tokens, padding_mask = example(3, 41)
+    plan = make_plan(tokens, padding_mask, implementation)
+    u, v = torch.randn(2, 3, 41, 5, dtype=torch.float64)
+    torch.testing.assert_close((associate(u, plan) * v).sum(), (u * associate(v, plan)).sum())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("n_tokens", [1, 10_000])
+def test_association_of_one_group_and_of_none(implementation, n_tokens):
+    tokens, _ = example(2, 33, n_tokens, padded=False)
+    v = torch.randn(2, 33, 4, dtype=torch.float64)
+    torch.testing.assert_close(associate(v, make_plan(tokens, implementation=implementation)),
+                               association_by_loops(v, tokens), atol=1e-6, rtol=1e-6)
+
+
+def test_auto_takes_the_implementation_it_documents():
+    assert make_plan(torch.zeros(1, attention.DENSE_UP_TO, dtype=torch.int64)).implementation == "dense"
+    assert make_plan(torch.zeros(1, attention.DENSE_UP_TO + 1, dtype=torch.int64)).implementation == "segment"
+
+
+@pytest.mark.parametrize("kernel_size, T", [(1, 5), (3, 1), (7, 4), (7, 23)])
+def test_manipulation_against_loops(kernel_size, T):
+    """A window around every position, zero beyond the ends and at padding."""
+    module = Manipulation(3, kernel_size).double()
+    x, padding_mask = torch.randn(2, T, 3, dtype=torch.float64), torch.rand(2, T) < 0.3
+    weight, bias = module.conv.weight.view(3, kernel_size), module.conv.bias
+    expected = bias.expand(2, T, 3).clone()
+    for b in range(2):
+        for i in range(T):
+            for k in range(kernel_size):
+                j = i + k - kernel_size // 2
+                if 0 <= j < T and not padding_mask[b, j]:
+                    expected[b, i] = expected[b, i] + weight[:, k] * x[b, j]
+    torch.testing.assert_close(module(x, padding_mask), expected)
+    assert not torch.allclose(module(x), module(x, padding_mask)) or not padding_mask.any()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_vanilla_against_torch(padded):
+    """torch.nn.MultiheadAttention with the same weights, output and attention map."""
+    ours = VanillaAttention(12, n_head=3).double()
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_bias.copy_(torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]))
+        theirs.out_proj.load_state_dict(ours.proj.state_dict())
+    x, (tokens, padding_mask) = torch.randn(2, 9, 12, dtype=torch.float64), example(2, 9, padded=padded)
+    expected, weights = theirs(x, x, x, key_padding_mask=padding_mask, average_attn_weights=False)
+    torch.testing.assert_close(ours(x, tokens, padding_mask), expected)
+    torch.testing.assert_close(ours(x, tokens, padding_mask, need_weights=True), (expected, weights))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("chained", [True, False])
+def test_lego_is_its_pathways_joined(chained, implementation):
+    """Chained: what association brought passes the convolution. Parallel: each pathway has channels of its own."""
+    module = LegoAttention(8, 5, association_share=0.25, chained=chained, association=implementation).double()
+    x, (tokens, padding_mask) = torch.randn(2, 13, 8, dtype=torch.float64), example(2, 13)
+    v = module.value(x)
+    far, near = association_by_loops(v[..., :2], tokens, padding_mask), v[..., 2:]
+    if chained:
+        y = module.manipulation(torch.cat((far, near), -1), padding_mask)
+    else:
+        y = torch.cat((far, module.manipulation(near, padding_mask)), -1)
+    torch.testing.assert_close(module(x, tokens, padding_mask), module.proj(y), atol=1e-6, rtol=1e-6)
+
+
+def test_chained_moves_a_value_one_clause_in_one_layer_and_parallel_does_not():
+    """The input at `a` in clause a=+1 reaches `b` of clause b=-a in one layer of the chained module only."""
+    tokens = torch.tensor([[ord(c) for c in "b=-a;xxxxxxxxxxa=+1;"]])
+    for chained in (True, False):
+        module = LegoAttention(8, kernel_size=7, association_share=0.5, chained=chained)
+        x = torch.randn(1, 20, 8, requires_grad=True)
+        module(x, tokens)[0, 0].sum().backward()
+        assert (x.grad[0, 15].abs().max() > 0) == chained
+
+
+def test_hybrid_adds_its_parts():
+    module = make_attention("hybrid", 12, n_head=4, vanilla_share=0.25)
+    x, (tokens, padding_mask) = torch.randn(2, 9, 12), example(2, 9)
+    assert module.vanilla.n_head == 1 and module.vanilla.proj.in_features == 3 and module.lego.proj.in_features == 9
+    torch.testing.assert_close(module(x, tokens, padding_mask),
+                               module.vanilla(x, tokens, padding_mask) + module.lego(x, tokens, padding_mask))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(kind):
+    """Shapes, the map beside an unchanged output, and a plan made outside: what model.py relies on."""
+    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10)
+    y = module(x, tokens, padding_mask)
+    assert y.shape == x.shape
+    plan = make_plan(tokens, padding_mask)
+    torch.testing.assert_close(module(x, tokens, padding_mask, plan), y)
+    again, weights = module(x, tokens, padding_mask, plan, need_weights=True)
+    torch.testing.assert_close(again, y)
+    n_map = {"vanilla": 4, "hybrid": 4, "hybrid, segment": 4}.get(kind, 2)
+    assert weights.shape == (3, n_map, 10, 10) and (weights >= 0).all()
+    rows = weights.sum(-1)  # a row sums to one, or to zero where association finds nothing
+    torch.testing.assert_close(rows, rows.round(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_never_looked_at(kind):
+    """Whatever stands at padding, values or token ids, real positions must not change."""
+    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10, n_tokens=4)
+    y = module(x, tokens, padding_mask)
+    x, tokens = x.clone(), tokens.clone()
+    x[padding_mask], tokens[padding_mask] = 100 * torch.randn(int(padding_mask.sum()), 12), 1
+    torch.testing.assert_close(module(x, tokens, padding_mask)[~padding_mask], y[~padding_mask])
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (dict(kind="foo"), "attention=foo: expected vanilla, lego or hybrid"),
+    (dict(kind="vanilla", n_head=5), "n_head=5: expected a divisor"),
+    (dict(kind="vanilla", n_head=0), "n_head=0: expected a divisor"),
+    (dict(kind="hybrid", n_head=5), "n_head=5"),
+    (dict(kind="hybrid", n_head=1), "n_head=1"),
+    (dict(kind="hybrid", vanilla_share=1.0), "vanilla_share=1.0: expected"),
+    (dict(kind="lego", kernel_size=4), "kernel_size=4: expected an odd number"),
+    (dict(kind="lego", kernel_size=-1), "kernel_size=-1: expected an odd number"),
+    (dict(kind="lego", association_share=1.5), "association_share=1.5: expected 0 to 1"),
+    (dict(kind="lego", association="tritton"), "association=tritton: expected auto, dense or segment"),
+])
+def test_bad_arguments_are_named(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        make_attention(**{"n_embd": 12, "n_head": 4, **arguments})

@@ -1,0 +1,278 @@
+"""lego.py: the tasks are groups, the solver is right by hand, `sample` is right by the solver, and bad text is refused."""
+import collections
+import sys
+
+import pytest
+import torch
+
+import lego
+
+TASKS = ["sign", "d3", "d4", "c2", "c7", "s2", "s3", "s4"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- groups
+
+
+@pytest.mark.parametrize("name", TASKS + ["s5"])
+def test_action_table_is_a_group_action(name):
+    """The product read off the root acts like doing one operation after the other: fails if a table is no group."""
+    task = lego.make_task(name)
+    action, G = task.action, len(task.operations)
+    assert action.shape == (G, len(task.values)) and action.dtype == torch.int64
+    to_operation = action[:, task.root].argsort()  # the operation that takes the root to a given value, the only one:
+    assert action[:, task.root].sort().values.tolist() == list(range(G))
+    product = to_operation[action[:, action[:, task.root]]]  # product[g, h]: the operation that takes the root to g.(h.root)
+    h = torch.arange(G)
+    for g in range(0, G, max(1, G // 24)):  # g.(h.x) = (gh).x for all h and x
+        assert torch.equal(action[g][action], action[product[g]][h])
+    identity = to_operation[task.root]
+    assert action[identity].tolist() == list(range(G))
+    assert all(identity in product[g] for g in range(G))  # every operation has an inverse
+
+
+def test_groups_are_the_ones_they_are_called():
+    """Orders of the elements and commutativity tell the small groups apart: d3 is s3, not c6."""
+    def orders(name):
+        task = lego.make_task(name)
+        found = collections.Counter()
+        for g in range(len(task.operations)):
+            x, n = task.action[g, task.root], 1
+            while x != task.root:
+                x, n = task.action[g, x], n + 1
+            found[n] += 1
+        return dict(found)
+
+    assert orders("d3") == orders("s3") == {1: 1, 2: 3, 3: 2}
+    assert orders("c6") == {1: 1, 2: 1, 3: 2, 6: 2}
+    assert orders("d4") == {1: 1, 2: 5, 4: 2}
+    assert orders("s4") == {1: 1, 2: 9, 3: 8, 4: 6}
+    assert orders("sign") == orders("c2") == {1: 1, 2: 1}
+    assert len(lego.make_task("s5").operations) == 120
+
+
+@pytest.mark.parametrize("name", ["c1", "c0", "c", "d2", "s1", "s7", "c513", "c03", "sine", "", "D3", "s-3"])
+def test_unknown_task_is_refused(name):
+    with pytest.raises(ValueError, match=f"task={name}: expected sign"):
+        lego.make_task(name)
+
+
+# ---- the solver, against sentences worked by hand
+
+
+@pytest.mark.parametrize("task, text, expected", [
+    ("sign", "b=-a; c=+b; a=+1", {"a": "+1", "b": "-1", "c": "-1"}),
+    ("sign", "z=-1", {"z": "-1"}),
+    ("sign", " q = - m ;m=-1 ; x=-q;", {"m": "-1", "q": "+1", "x": "-1"}),
+    ("sign", "a=-1; b=-a; c=-a; d=-c", {"a": "-1", "b": "+1", "c": "+1", "d": "-1"}),  # a branch
+    ("sign", "a=-1; y=-x; b=-a; x=+1", {"a": "-1", "b": "+1", "x": "+1", "y": "-1"}),  # two chains
+    # d3 by its defining relations: r_i r_j = r_(i+j), r_i s_j = s_(i+j), s_i r_j = s_(i-j), s_i s_j = r_(i-j)
+    ("d3", "a=r1 1; b=r2a; c=s1 b; d=r1 c", {"a": "r1", "b": "r0", "c": "s1", "d": "s2"}),
+    ("d3", "b=s2 a; a=s1 1; d=s1 c; c=r2 b", {"a": "s1", "b": "r1", "c": "r0", "d": "s1"}),
+    ("d3", "r=s0 1; s=r1 r; t=s0 s", {"r": "s0", "s": "s1", "t": "r2"}),  # variables named as the operations begin
+    ("c12", "a=+111 ; b=+9a", None),  # no operation +111
+    ("c12", "a=+110; b=+9a", {"a": "11", "b": "8"}),
+    # s3 in one-line notation: [213] swaps 1 and 2, [231] sends 1 to 2, 2 to 3, 3 to 1; the clause's operation acts last
+    ("s3", "a=[213]1; b=[231]a", {"a": "[213]", "b": "[321]"}),
+    ("s3", "a=[231]1; b=[213]a", {"a": "[231]", "b": "[132]"}),
+])
+def test_solver_by_hand(task, text, expected):
+    if expected is None:
+        with pytest.raises(ValueError):
+            lego.solve(text, lego.make_task(task))
+    else:
+        assert list(lego.solve(text, lego.make_task(task)).items()) == list(expected.items())  # and in chain order
+
+
+def test_partial_solution_leaves_undetermined_variables_open():
+    task = lego.make_task("sign")
+    assert lego.solve("c=-b; a=-1; d=+c", task, partial=True) == {"a": "-1", "c": None, "d": None}
+
+
+# ---- sample, against the solver
+
+
+def check_against_solver(task, batch, partial=False):
+    for ids, positions, values in zip(*batch):
+        text = lego.decode(ids, task)
+        solution = lego.solve(text, task, partial)
+        for position, value in zip(positions.tolist(), values.tolist()):
+            variable = task.vocab[ids[position]]
+            if value != lego.IGNORE:
+                assert solution[variable] == task.values[value], text
+        labelled = [task.vocab[ids[p]] for p, v in zip(positions.tolist(), values.tolist()) if v != lego.IGNORE]
+        yield text, solution, labelled
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("n", [1, 2, 12, 26])
+def test_sample_agrees_with_solver(name, n):
+    """Labels, their positions and the chain order, 100 sentences each: fails if a model would learn from wrong labels."""
+    task = lego.make_task(name)
+    batch = lego.sample(task, 100, n, generator())
+    assert batch.tokens.shape == (100, 5 * n) and batch.positions.shape == batch.values.shape == (100, n)
+    for _, solution, labelled in check_against_solver(task, batch):
+        assert labelled == list(solution)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_distractor_chain_is_independent_and_unlabelled(name):
+    task = lego.make_task(name)
+    batch = lego.sample(task, 200, 7, generator(), n_distractor=5)
+    assert batch.tokens.shape == (200, 60) and batch.values.shape == (200, 7)
+    for text, solution, labelled in check_against_solver(task, batch):
+        assert len(solution) == 12 and len(labelled) == 7
+        clauses = {variable: argument for variable, _, argument in lego.parse(text, task)}
+        others = set(solution) - set(labelled)
+        assert list(clauses.values()).count(task.root_symbol) == 2
+        assert all(clauses[v] not in others for v in labelled) and all(clauses[v] not in labelled for v in others)
+
+
+@pytest.mark.parametrize("drop", [0, 3, 7, "random"])
+@pytest.mark.parametrize("name, n_distractor", [("sign", 0), ("d3", 0), ("d3", 4)])
+def test_dropped_clause_leaves_what_is_behind_it_without_label(name, n_distractor, drop):
+    task = lego.make_task(name)
+    batch = lego.sample(task, 200, 8, generator(), n_distractor=n_distractor, drop=drop)
+    assert batch.tokens.shape == (200, 5 * (7 + n_distractor))
+    dropped = (batch.values == lego.IGNORE).int().argmax(1)  # the first without label
+    if drop == "random":
+        assert dropped.bincount(minlength=8).min() > 10
+    else:
+        assert (dropped == drop).all()
+    for (text, solution, labelled), first, positions, ids in zip(
+            check_against_solver(task, batch, partial=True), dropped.tolist(), batch.positions.tolist(), batch.tokens):
+        assert len(labelled) == first and len(solution) == 7 + n_distractor
+        behind = [task.vocab[ids[p]] for p in positions[first + 1 :]]  # still found where they stand, in chain order
+        assert sorted(behind) == sorted(variable for variable, value in solution.items() if value is None)
+        arguments = {variable: argument for variable, _, argument in lego.parse(text, task)}
+        assert all(arguments[b] == a for a, b in zip(behind, behind[1:]))
+
+
+def test_drop_can_differ_from_sentence_to_sentence():
+    drop = torch.tensor([0, 4, 2])
+    batch = lego.sample(lego.make_task("sign"), 3, 5, generator(), drop=drop)
+    assert [(row != lego.IGNORE).sum().item() for row in batch.values] == drop.tolist()
+
+
+def test_chain_length_drawn_per_batch_covers_its_range():
+    lengths = {lego.sample(lego.make_task("sign"), 2, (3, 6), generator(seed)).values.size(1) for seed in range(60)}
+    assert lengths == {3, 4, 5, 6}
+
+
+def skew(ids, n):
+    """How far counts of ids 0 to n - 1 are from uniform: chi-square in standard deviations, about 0 if they are."""
+    counts = ids.bincount(minlength=n).double()
+    chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum().item()
+    return (chi_square - (n - 1)) / (2 * (n - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["sign", "d3", "c5"])
+def test_values_names_and_order_are_uniform(name):
+    """Every value at every chain index, every name, every place: fails if a model could profit from a skew."""
+    task, n = lego.make_task(name), 4
+    batch = lego.sample(task, 20_000, n, generator())
+    for i in range(n):
+        assert skew(batch.values[:, i], len(task.values)) < 6
+        assert skew(batch.tokens.gather(1, batch.positions)[:, i] - task.first_name, 26) < 6
+    assert skew(batch.values[:, 0] * len(task.values) + batch.values[:, -1], len(task.values) ** 2) < 6
+    places = (batch.positions // 5 * torch.tensor([64, 16, 4, 1])).sum(1)
+    orders, index = places.unique(return_inverse=True)
+    assert len(orders) == 24 and skew(index, 24) < 6  # all 4! orders
+
+
+def test_same_generator_same_sentences():
+    task = lego.make_task("d3")
+    first, again, other = (lego.sample(task, 8, 12, generator(seed)).tokens for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_larger_alphabet_goes_on_behind_z():
+    """The sentences of chapter-long chains: v26, v27, ... behind a to z, and the other ids as they were."""
+    small, large = lego.make_task("sign"), lego.make_task("sign", 100)
+    assert large.vocab[: len(small.vocab)] == small.vocab and large.names[25:28] == ("z", "v26", "v27")
+    batch = lego.sample(large, 3, 100, generator())
+    list(check_against_solver(large, batch))
+    assert torch.equal(lego.encode(lego.decode(batch.tokens[0], large), large), batch.tokens[0])
+
+
+@pytest.mark.parametrize("arguments", [
+    dict(n_clauses=0), dict(n_clauses=27), dict(n_clauses=20, n_distractor=7), dict(n_clauses=3, n_distractor=-1),
+    dict(n_clauses=(4, 3)), dict(n_clauses=(0, 3)), dict(n_clauses=3, drop=3), dict(n_clauses=3, drop=-1),
+    dict(n_clauses=1, drop=0), dict(n_clauses=3, drop="all"),
+])
+def test_sample_refuses_lengths_out_of_range(arguments):
+    with pytest.raises(ValueError, match="expected"):
+        lego.sample(lego.make_task("sign"), 2, **arguments)
+
+
+# ---- text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_text_round_trip(name):
+    task = lego.make_task(name)
+    for ids in lego.sample(task, 50, 9, generator()).tokens:
+        assert torch.equal(lego.encode(lego.decode(ids, task), task), ids)
+    text = f"b={task.operations[-1]} a; a={task.operations[0]} {task.root_symbol}"
+    once = lego.decode(lego.encode(text, task), task)
+    assert lego.decode(lego.encode(once, task), task) == once and lego.solve(once, task) == lego.solve(text, task)
+
+
+def test_worked_example_of_the_docstring():
+    task = lego.make_task("sign")
+    ids = lego.encode("b=-a; c=+b; a=+1;", task)
+    assert [task.vocab[i] for i in ids] == list("b=-a;c=+b;a=+1;")
+    assert lego.decode(ids, task) == "b=-a; c=+b; a=+1;"
+
+
+@pytest.mark.parametrize("text, quoted, expected", [
+    ("", "sentence ''", "expected clauses"),
+    (" ; ", "clause ''", "expected variable=operation argument"),
+    ("a=+1; b*-a", "clause 'b*-a'", "expected variable=operation argument"),
+    ("a=+1; b=~a", "clause 'b=~a'", "an operation of + -"),
+    ("a=+1; B=-a", "clause 'B=-a'", "a variable of a b ... z"),
+    ("a=+1; b=-2", "clause 'b=-2'", "the root 1"),
+    ("a=+1; b=a", "clause 'b=a'", "an operation of + -"),
+    ("a=+1;; b=-a", "clause ''", "expected variable=operation argument"),
+    ("v26=+1", "clause 'v26=+1'", "a variable of a b ... z"),
+    ("a=+1; b=-a; a=-1", "clause 'a=-1'", "expected once"),
+    ("a=+1; b=-c", "clause 'b=-c'", "expected another clause that assigns it"),
+    ("a=+b; b=-a", "clause 'a=+b'", "expected to reach the root 1"),  # a cycle, no root
+    ("a=-1; b=+c; c=+b", "clause 'b=+c'", "expected to reach the root 1"),
+    ("a=-a", "clause 'a=-a'", "expected to reach the root 1"),
+])
+def test_bad_sentence_is_quoted_with_what_was_expected(text, quoted, expected):
+    with pytest.raises(ValueError) as error:
+        lego.solve(text, lego.make_task("sign"))
+    message = str(error.value)
+    assert quoted in message and expected in message and "\n" not in message
+
+
+# ---- the command line
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["lego.py", *arguments])
+    lego.command_line(lego.main)
+    return capsys.readouterr().out
+
+
+def test_command_line_solves_a_sentence_in_chain_order(monkeypatch, capsys):
+    lines = run(monkeypatch, capsys, "b=-a; c=+b; a=+1").splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["a=+1", "a", "is", "+1"], ["b=-a", "b", "is", "-1"], ["c=+b", "c", "is", "-1"]]
+
+
+def test_command_line_without_sentence_prints_solved_ones(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--task=d3").count(" is ") == 3 * 6
+
+
+@pytest.mark.parametrize("arguments", [["a=*1"], ["--task=c1"], ["--tusk=d3"], ["a=+1", "b=+1"]])
+def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, capsys, *arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("lego.py: ") and message.count("\n") == 1 and "expected" in message

@@ -1,0 +1,134 @@
+"""model.py: the block is torch's, tied is untied with equal weights, and FLOPs are what torch counts."""
+from dataclasses import fields
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from model import Block, ModelConfig, Transformer
+
+
+def model_config(**dials):
+    """The default of train.py, made small."""
+    default = {f.name: getattr(train.Config(), f.name) for f in fields(ModelConfig) if hasattr(train.Config(), f.name)}
+    return ModelConfig(**{**default, "vocab_size": 13, "n_out": 3, "block_size": 40, "n_embd": 16, "n_layer": 3, **dials})
+
+
+def example(B=2, T=11):
+    return torch.randint(13, (B, T)), torch.arange(T) >= torch.tensor([T, T - 4])[:, None]
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_block_is_torchs_encoder_layer(norm_first):
+    """Same weights, same output, padding too: fails if a norm, a residual or the GELU is not where it should be."""
+    block = Block(model_config(attention="vanilla", norm_first=norm_first)).double()
+    layer = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, activation="gelu", batch_first=True,
+                                       norm_first=norm_first, dtype=torch.float64)
+    for parameter in block.parameters():  # biases and norms too, which begin as zeros and ones
+        nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        projections = block.attn.query, block.attn.key, block.attn.value
+        layer.self_attn.in_proj_weight.copy_(torch.cat([m.weight for m in projections]))
+        layer.self_attn.in_proj_bias.copy_(torch.cat([m.bias for m in projections]))
+        for theirs, ours in [(layer.self_attn.out_proj, block.attn.proj), (layer.linear1, block.mlp.up),
+                             (layer.linear2, block.mlp.down), (layer.norm1, block.norm1), (layer.norm2, block.norm2)]:
+            theirs.load_state_dict(ours.state_dict())
+    tokens, padding_mask = example()
+    x = torch.randn(2, 11, 16, dtype=torch.float64)
+    ours, theirs = block(x, tokens, padding_mask)[0], layer(x, src_key_padding_mask=padding_mask)
+    torch.testing.assert_close(ours[~padding_mask], theirs[~padding_mask])
+
+
+@pytest.mark.parametrize("dials", [{}, dict(norm_first=False, norm_state=False, positions="learned", attention="vanilla")])
+def test_tied_is_untied_with_copied_weights(dials):
+    tied, untied = Transformer(model_config(**dials)), Transformer(model_config(tied=False, **dials))
+    weights = tied.state_dict()
+    untied.load_state_dict({name: weights[name.replace("blocks.1.", "blocks.0.").replace("blocks.2.", "blocks.0.")]
+                            for name in untied.state_dict()})
+    tokens, padding_mask = example()
+    torch.testing.assert_close(tied(tokens, padding_mask=padding_mask), untied(tokens, padding_mask=padding_mask))
+    assert untied.n_parameters() > 2 * tied.n_parameters()
+
+
+def test_loops_at_call_time():
+    """n_loops=None is n_layer, every further loop goes on from the state before, and an untied model refuses."""
+    model, (tokens, _) = Transformer(model_config()), example()
+    states = [x for x, _ in model.trace(tokens, n_loops=5)]
+    torch.testing.assert_close(model(tokens), model.readout(states[2]))
+    torch.testing.assert_close(model(tokens, n_loops=5), model.readout(states[4]))
+    for n_loops, tied in [(0, True), (-1, True), (2, False)]:
+        with pytest.raises(ValueError, match=f"n_loops={n_loops}: expected"):
+            Transformer(model_config(tied=tied))(tokens, n_loops=n_loops)
+
+
+def test_normalised_state_keeps_its_size_over_loops():
+    model, (tokens, _) = Transformer(model_config()), example()
+    for x, _ in model.trace(tokens, n_loops=20):
+        torch.testing.assert_close(x.mean(-1), torch.zeros(2, 11), atol=1e-5, rtol=0)
+        torch.testing.assert_close(x.std(-1, correction=0), torch.ones(2, 11), atol=0.05, rtol=0)
+    model = Transformer(model_config(norm_state=False))
+    sizes = [x.std() for x, _ in model.trace(tokens, n_loops=2)]
+    assert not torch.isclose(sizes[1], torch.ones(()), atol=0.2)  # and the switch is not stuck
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "lego", "hybrid"])
+def test_padded_sentence_is_answered_like_the_bare_one(attention):
+    model, (tokens, padding_mask) = Transformer(model_config(attention=attention)), example()
+    bare = model(tokens[1:, :7])
+    torch.testing.assert_close(model(tokens, padding_mask=padding_mask)[1:, :7], bare, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention, n_map", [("vanilla", 4), ("lego", 2), ("hybrid", 4)])
+def test_trace_gives_the_attention_map_of_every_layer(attention, n_map):
+    model, (tokens, padding_mask) = Transformer(model_config(attention=attention)), example()
+    maps = [weights for _, weights in model.trace(tokens, padding_mask=padding_mask, need_weights=True)]
+    assert [tuple(weights.shape) for weights in maps] == 3 * [(2, n_map, 11, 11)]
+    assert all(weights is None for _, weights in model.trace(tokens))
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "lego", "hybrid"])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_every_parameter_learns(attention, norm_first):
+    """A parameter without gradient is a forgotten one."""
+    model, (tokens, _) = Transformer(model_config(attention=attention, norm_first=norm_first, positions="learned")), example()
+    model(tokens).square().sum().backward()
+    untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in untouched if not name.endswith("key.bias")] == []  # softmax cancels a bias of the keys
+
+
+@pytest.mark.parametrize("T", [37, 160])
+@pytest.mark.parametrize("dials", [
+    dict(attention="vanilla"), dict(attention="hybrid", vanilla_share=0.25), dict(attention="lego", association="dense"),
+    dict(attention="lego", association="segment"), dict(attention="lego"), dict(attention="lego", chained=False),
+    dict(attention="vanilla", tied=False, positions="learned"), dict(attention="vanilla", n_out=29, n_embd=32),
+], ids=str)
+def test_flops_agree_with_torchs_count(dials, T):
+    """Within 2%: what train.py logs and figures compare. (The sums of `segment` are in ours only.)"""
+    model = Transformer(model_config(**{"n_embd": 64, "block_size": 200, **dials}))
+    tokens = torch.randint(13, (1, T))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(tokens)
+    assert abs(model.flops(T) / counter.get_total_flops() - 1) < 0.02
+    if model.config.tied:
+        assert model.flops(T, n_loops=6) > 1.9 * model.flops(T)
+
+
+@pytest.mark.parametrize("dials, expected", [
+    (dict(n_layer=0), "n_layer=0: expected at least 1"),
+    (dict(n_embd=-4), "n_embd=-4: expected at least 1"),
+    (dict(positions="sinus"), "positions=sinus: expected learned or none"),
+    (dict(attention="foo"), "attention=foo: expected vanilla, lego or hybrid"),
+])
+def test_bad_shapes_are_named(dials, expected):
+    with pytest.raises(ValueError, match=expected):
+        Transformer(model_config(**dials))
+
+
+def test_sentence_longer_than_learned_positions_is_refused():
+    model = Transformer(model_config(positions="learned", block_size=10))
+    model(torch.zeros(1, 10, dtype=torch.int64))
+    with pytest.raises(ValueError, match="11 tokens: expected at most block_size=10"):
+        model(torch.zeros(1, 11, dtype=torch.int64))

@@ -1,0 +1,278 @@
+"""train.py: short runs learn and repeat, files are whole, and everything typed wrong is one line and exit code 2."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lego
+import train
+
+ROOT = Path(train.__file__).parent
+TINY = dict(n_clauses=4, n_supervised=2, n_layer=2, loop_jitter=1, eval_loops=3, n_embd=16, batch_size=32, max_steps=20,
+            eval_every=5, eval_size=50, device="cpu", out_dir="")
+NUMBERS = ("step", "loss", "accuracy", "flops", "tokens")  # of a history: all but the times
+
+
+def tiny(**dials):
+    return train.Config(**{**TINY, **dials})
+
+
+def as_arguments(**dials):
+    return [f"--{dial}={value}" for dial, value in dials.items()]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of train.py, in this process."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        code = 0
+        try:
+            lego.command_line(train.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished tiny run."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.train(tiny(out_dir=str(folder)))
+    return folder
+
+
+def same(history, other):
+    return all(history[key] == other[key] for key in NUMBERS)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("dials", [
+    {}, dict(task="d3", attention="hybrid"), dict(attention="vanilla", tied=False, positions="learned", norm_first=False,
+                                                  norm_state=False, muon_lr=0.0), dict(chained=False, schedule="cosine"),
+    dict(min_clauses=2, n_distractor=3, drop_clause=True), dict(dtype="bfloat16", association="segment"),
+], ids=str)
+def test_twenty_steps_lower_the_loss(dials):
+    history = train.train(tiny(**dials))
+    assert history["step"] == [0, 5, 10, 15, 20] and history["loss"][0] is None
+    assert history["loss"][-1] < history["loss"][1]
+    assert all(len(row) == 4 and all(0 <= a <= 1 for a in row) for row in history["accuracy"])
+    assert history["flops"][0] == 0 and history["flops"] == sorted(history["flops"])
+    json.dumps(history)
+
+
+def test_supervised_variables_are_learned():
+    """Two variables of three, well above chance on fresh sentences after 150 small steps: the task is learnable as sampled."""
+    history = train.train(tiny(n_clauses=3, n_embd=32, batch_size=128, max_steps=150, eval_every=150, eval_size=500))
+    assert min(history["accuracy"][-1][:2]) > 0.9
+
+
+def test_same_seed_same_history_and_another_seed_another():
+    first, again, other = (train.train(tiny(seed=seed)) for seed in (3, 3, 4))
+    assert same(first, again) and first["loss"] != other["loss"]
+
+
+def test_resumed_run_is_the_unbroken_run(tmp_path):
+    """Weights, their average, optimizers, and the draws of sentences and loops all go on: one missing, and numbers differ."""
+    unbroken = train.train(tiny(out_dir=""))
+    train.train(tiny(out_dir=str(tmp_path), max_steps=10))
+    resumed = train.train(tiny(out_dir=str(tmp_path), resume=True))
+    assert same(unbroken, resumed)
+    assert json.loads((tmp_path / "history.json").read_text())["step"] == unbroken["step"]
+
+
+def test_flops_are_those_of_the_steps_made():
+    """20 steps of 32 sentences of 4 clauses, at three times a forward pass: what figures plot accuracy against."""
+    config = tiny(loop_jitter=0)
+    assert train.train(config)["flops"][-1] == 20 * 3 * 32 * train.make_model(config).flops(20)
+
+
+def test_run_ends_where_all_variables_stand():
+    """At five evaluations in a row, and not before; a run of one clause is there at once."""
+    history = train.train(tiny(n_clauses=1, n_supervised=1, lr=1e-2, max_steps=200))
+    right = [min(row) >= 0.999 for row in history["accuracy"]]
+    assert history["step"][-1] < 200 and right[-5:] == 5 * [True] and 6 * [True] != right[-6:]
+    assert train.train(tiny(n_clauses=1, n_supervised=1, lr=1e-2, max_steps=60, stop_at=0.0))["step"][-1] == 60
+
+
+def test_given_model_is_trained_in_place_and_is_what_was_evaluated():
+    config = tiny(eval_size=200)
+    torch.manual_seed(config.seed)
+    model = train.make_model(config)
+    before = model.head.weight.clone()
+    history = train.train(config, model)
+    assert not torch.equal(before, model.head.weight)
+    unseen = torch.Generator().manual_seed(config.seed + 2**62)
+    test = lego.sample(lego.make_task("sign"), 200, 4, unseen)
+    assert train.accuracy(model, test, train.test_loops(config)) == history["accuracy"][-1]
+
+
+def test_accuracy_is_counted_per_variable_in_chain_order():
+    """A stand-in model that knows the first variable and says +1 to every other."""
+    task = lego.make_task("sign")
+    batch = lego.sample(task, 3000, 3, torch.Generator().manual_seed(0))
+
+    def model(tokens, n_loops=None):
+        is_root_clause = (tokens == task.vocab.index("1")).roll(-3, 1)  # true at the variable of the root clause
+        minus = is_root_clause & (tokens.roll(-2, 1) == task.first_operation + 1)
+        return torch.stack((~minus, minus), -1).float()
+
+    first, *others = train.accuracy(model, batch)
+    assert first == 1 and all(0.45 < a < 0.55 for a in others)
+
+
+def test_every_parameter_has_one_optimizer():
+    for dials in ({}, dict(muon_lr=0.0), dict(attention="hybrid", positions="learned")):
+        config = tiny(**dials)
+        model = train.make_model(config)
+        optimizers = train.make_optimizers(model, config)
+        held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        assert len(optimizers) == (2 if config.muon_lr else 1)
+
+
+def test_learning_rate_follows_its_schedule():
+    multiplier = lambda step, schedule: train.lr_multiplier(step, tiny(warmup_steps=4, max_steps=24, schedule=schedule))
+    assert [multiplier(step, "linear") for step in (0, 3, 4, 14, 24)] == [0.25, 1, 1, 0.5, 0]
+    assert [multiplier(step, "constant") for step in (0, 3, 4, 14, 24)] == [0.25, 1, 1, 1, 1]
+    assert [round(multiplier(step, "cosine"), 6) for step in (4, 14, 24)] == [1, 0.5, 0]
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    train.train(tiny(out_dir=str(tmp_path), max_steps=5))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    model = train.make_model(tiny())
+    torch.nn.init.constant_(model.head.weight, math.inf)
+    with pytest.raises(ValueError, match="the loss is nan at step 5, expected a finite one"):
+        train.train(tiny(), model)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+# ---- the command line, when all is well
+
+
+def test_run_writes_plot_history_and_checkpoint_and_shows_sentences(run, tmp_path):
+    code, out, err = run(*as_arguments(**{**TINY, "out_dir": tmp_path}))
+    assert code == 0
+    for name in ("accuracy.png", "history.json", "checkpoint.pt"):
+        assert (tmp_path / name).stat().st_size > 100 and f"wrote {tmp_path / name}" in out
+    assert not list(tmp_path.glob("*.tmp"))
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    steps = [line for line in out.splitlines() if line.startswith("step ")]
+    assert len(steps) == 5 and all(len(line.split("loss")[1].split()) == 1 + 4 + 1 for line in steps)  # loss, 4 %, |
+    assert out.count("truth") == out.count("model") == 3 and "^" in out
+
+
+def test_ask_answers_in_chain_order_with_probability_truth_and_loop(run, trained):
+    code, out, _ = run(f"--out_dir={trained}", "--ask=b=-a; a=+1; c=+b; d=-c; e=-d")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0 and [row[0] for row in rows] == list("abcde")
+    assert [row[6] for row in rows] == ["+1", "-1", "-1", "+1", "-1"]
+    for row in rows:
+        assert row[2] in ("+1", "-1") and 0.5 <= float(row[4]) <= 1 and 1 <= int(row[10]) <= 3
+        assert ("wrong" in row) == (row[2] != row[6])
+
+
+def test_dials_of_every_type_are_read():
+    config = train.override(train.Config(), ["--task=d3", "--n_layer=5", "--lr=1e-3", "--tied=false", "--compile"])
+    assert (config.task, config.n_layer, config.lr, config.tied, config.compile) == ("d3", 5, 1e-3, False, True)
+
+
+def test_help_lists_every_dial(run):
+    code, out, _ = run("--help")
+    assert code == 0 and all(f"--{dial}=" in out for dial in train.Config.__dataclass_fields__)
+
+
+# ---- the command line, when it is not
+
+
+@pytest.mark.parametrize("argument, expected", [
+    ("--n_layers=3", "'--n_layers=3': expected --dial=value with a dial of train.Config, --n_layer perhaps"),
+    ("--qqq=3", "'--qqq=3': expected --dial=value"),
+    ("n_layer=3", "'n_layer=3': expected --dial=value"),
+    ("--n_layer=3.5", "n_layer=3.5: expected a whole number"),
+    ("--n_layer", "n_layer=: expected a whole number"),
+    ("--lr=fast", "lr=fast: expected a number"),
+    ("--tied=maybe", "tied=maybe: expected True or False"),
+    ("--n_clauses=27", "n_clauses=27: expected 1 to n_names=26"),
+    ("--n_clauses=0", "n_clauses=0: expected 1"),
+    ("--n_supervised=13", "n_supervised=13: expected 1 to n_clauses=12"),
+    ("--n_names=2000", "n_names=2000: expected 1 to 1024"),
+    ("--min_clauses=13", "min_clauses=13: expected 0 to n_clauses=12"),
+    ("--n_distractor=15", "n_distractor=15: expected 0 to n_names - n_clauses = 14"),
+    ("--task=c1", "task=c1: expected sign, c<k>"),
+    ("--attention=foo", "attention=foo: expected vanilla, lego or hybrid"),
+    ("--association=foo", "association=foo: expected auto, dense or segment"),
+    ("--positions=foo", "positions=foo: expected learned or none"),
+    ("--kernel_size=4", "kernel_size=4: expected an odd number"),
+    ("--n_layer=0", "n_layer=0: expected at least 1"),
+    ("--loop_jitter=11", "loop_jitter=11: expected 0 to n_layer - 1 = 10"),
+    ("--lr=-1", "lr=-1.0: expected above 0"),
+    ("--lr=nan", "lr=nan: expected above 0"),
+    ("--muon_lr=inf", "muon_lr=inf: expected 0 or above"),
+    ("--ema=1", "ema=1.0: expected 0 to below 1"),
+    ("--batch_size=0", "batch_size=0: expected at least 1"),
+    ("--schedule=step", "schedule=step: expected constant, linear or cosine"),
+    ("--dtype=float16", "dtype=float16: expected float32 or bfloat16"),
+    ("--device=tpu", "device=tpu: expected auto, cpu, or a cuda or mps device"),
+    ("--device=cuda:99", "device=cuda:99: expected auto, cpu, or a cuda or mps device"),
+    ("--out_dir=README.md", "out_dir=README.md: expected a folder, this is a file"),
+])
+def test_bad_dial_is_one_line(run, monkeypatch, argument, expected, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("a file")
+    code, out, err = run(argument)
+    assert code == 2 and err.startswith(f"train.py: {expected}") and err.count("\n") == 1 and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a=*1", "clause 'a=*1': expected variable=operation argument"),
+    ("a=+1; a=-1", "clause 'a=-1': a is assigned a second time"),
+    ("a=+b; b=+a", "clause 'a=+b': following the arguments from here runs in a circle"),
+    ("a=r1 1", "clause 'a=r1 1'"),
+])
+def test_bad_question_is_one_line(run, trained, text, expected):
+    code, out, err = run(f"--out_dir={trained}", f"--ask={text}")
+    assert code == 2 and out == "" and err.startswith(f"train.py: {expected}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--ask=a=+1"], ["--resume"]])
+def test_bad_checkpoint_is_one_line(run, trained, tmp_path, arguments):
+    """Missing, truncated, something else, of another shape: named, and left as it was."""
+    path, whole = tmp_path / "checkpoint.pt", (trained / "checkpoint.pt").read_bytes()
+    other = torch.load(trained / "checkpoint.pt", weights_only=True)
+    other["config"]["n_embd"] = 24
+    for content, expected in [
+        (None, "expected a checkpoint, there is none; python train.py makes one"),
+        (whole[: len(whole) // 2], "expected a checkpoint written by train.py, this is damaged or something else"),
+        (b"", "expected a checkpoint written by train.py, this is damaged or something else"),
+        (b"some text", "expected a checkpoint written by train.py, this is damaged or something else"),
+        (other, "expected the shape that the dials describe: size mismatch for"),
+    ]:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        before = path.read_bytes() if content is not None else None
+        code, out, err = run(f"--out_dir={tmp_path}", *arguments)
+        assert code == 2 and err.startswith(f"train.py: {path}: {expected}") and err.count("\n") == 1
+        assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_longer_sentence_than_learned_positions_is_one_line(run, tmp_path):
+    train.train(tiny(out_dir=str(tmp_path), positions="learned", max_steps=1))
+    code, _, err = run(f"--out_dir={tmp_path}", "--ask=a=+1; b=+a; c=+b; d=+c; e=+d")
+    assert code == 2 and "a sentence of 25 tokens: expected at most block_size=20" in err and err.count("\n") == 1
+
+
+def test_exit_code_and_stream_of_the_real_program():
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--lr=-1"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "train.py: lr=-1.0: expected above 0\n")

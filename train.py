@@ -1,0 +1,535 @@
+"""
+Trains a Transformer on LEGO and draws the test accuracy of every variable over training.
+
+    python train.py                                     tied LEGO attention, 12 clauses, the first 6 variables supervised
+    python train.py --task=d3                           another task with the same dials
+    python train.py --attention=vanilla --tied=False    any dial below is --key=value
+    python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
+    python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
+
+A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and accuracy.png at its end.
+"""
+import difflib
+import json
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import lego
+from model import ModelConfig, Transformer
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the dials
+
+
+@dataclass
+class Config:
+    # task
+    task: str = "sign"  # sign; d3 or d<k> dihedral, c<k> cyclic, s<k> symmetric groups: see lego.make_task
+    n_clauses: int = 12  # length of the chain; a sentence has T = 5 n_clauses tokens
+    n_supervised: int = 6  # the first variables in chain order, which carry a label in training; all are measured
+    n_names: int = 26  # variables to draw from, up to 1024: a to z, then v26, v27, ...
+    min_clauses: int = 0  # each training batch draws its chain length from here to n_clauses; 0: always n_clauses
+    n_distractor: int = 0  # clauses of a second, unlabelled chain in every training sentence; 0: none
+    drop_clause: bool = False  # leave one clause, drawn at random, out of every training sentence
+    every_layer: bool = True  # ask for a variable after every layer that can know it; False: after the last one only
+    # model
+    attention: str = "lego"  # lego, vanilla, or hybrid of both
+    tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
+    n_layer: int = 11  # blocks; for a tied model the loops of its one block in training ...
+    loop_jitter: int = 3  # ... give or take this many, drawn for each step; 0: always n_layer. Tied only
+    eval_loops: int = 16  # loops at test time; 0: n_layer. Tied only
+    n_embd: int = 64  # width C
+    norm_first: bool = True  # pre-norm; False: post-norm (BERT)
+    norm_state: bool = True  # normalise the state between blocks, so that every loop is the same map
+    init_std: float = 0.1  # of all weights at the start; BERT: 0.02
+    positions: str = "none"  # learned (BERT), or none: then any length of sentence will do
+    n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
+    vanilla_share: float = 0.5  # hybrid: share of the heads that stay vanilla
+    association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
+    kernel_size: int = 7  # lego, hybrid: width of the convolution in positions, odd
+    chained: bool = True  # lego, hybrid: convolution behind association; False: beside it
+    association: str = "auto"  # lego, hybrid: dense, segment, or auto, the faster one for this length
+    # optimisation
+    batch_size: int = 128  # sentences a step, all of them new
+    max_steps: int = 1000
+    stop_at: float = 0.999  # end where all variables stand: this accurate at 5 evaluations in a row; 0: run to max_steps
+    lr: float = 4e-3  # AdamW: embeddings, convolutions, head, norms and biases
+    muon_lr: float = 4e-2  # Muon: the matrices of the blocks; 0: AdamW trains these too
+    beta2: float = 0.99  # AdamW
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: off
+    warmup_steps: int = 10
+    schedule: str = "constant"  # of the learning rates behind the warm-up: constant, or linear or cosine down to 0
+    ema: float = 0.95  # the weights that are evaluated and saved are a running average with this decay; 0: the last ones
+    seed: int = 0
+    # evaluation and files
+    eval_every: int = 10  # steps
+    eval_size: int = 1000  # sentences
+    out_dir: str = "out"  # "": write nothing
+    resume: bool = False  # continue the checkpoint in out_dir, with its dials but for those on the command line
+    ask: str = ""  # a sentence: let the checkpoint in out_dir answer it, and train nothing
+    # machine
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: str = "float32"  # of the matrix products; bfloat16 on a GPU
+    compile: bool = False  # torch.compile the blocks
+
+
+def check(config):
+    """Raises ValueError, one line saying what was given and what is expected, for a dial out of its range."""
+    c = config
+    shortest = c.min_clauses or c.n_clauses
+    for dial, ok, expected in [
+        ("n_clauses", 1 <= c.n_clauses <= c.n_names, f"1 to n_names={c.n_names}"),
+        ("n_supervised", 1 <= c.n_supervised <= c.n_clauses, f"1 to n_clauses={c.n_clauses}"),
+        ("min_clauses", 0 <= c.min_clauses <= c.n_clauses, f"0 to n_clauses={c.n_clauses}"),
+        ("n_distractor", 0 <= c.n_distractor <= c.n_names - c.n_clauses,
+         f"0 to n_names - n_clauses = {c.n_names - c.n_clauses}"),
+        ("drop_clause", not c.drop_clause or shortest + c.n_distractor > 1, "False for sentences of a single clause"),
+        ("n_layer", c.n_layer >= 1, "at least 1"),
+        ("loop_jitter", 0 <= c.loop_jitter < c.n_layer or not c.tied, f"0 to n_layer - 1 = {c.n_layer - 1}"),
+        ("eval_loops", c.eval_loops >= 0, "at least 0"),
+        ("batch_size", c.batch_size >= 1, "at least 1"),
+        ("max_steps", c.max_steps >= 1, "at least 1"),
+        ("stop_at", 0 <= c.stop_at <= 1, "0 to 1"),
+        ("init_std", 0 < c.init_std < math.inf, "above 0"),
+        ("lr", 0 < c.lr < math.inf, "above 0"),
+        ("muon_lr", 0 <= c.muon_lr < math.inf, "0 or above"),
+        ("beta2", 0 <= c.beta2 < 1, "0 to below 1"),
+        ("weight_decay", 0 <= c.weight_decay < math.inf, "0 or above"),
+        ("grad_clip", 0 <= c.grad_clip < math.inf, "0 or above"),
+        ("warmup_steps", c.warmup_steps >= 0, "at least 0"),
+        ("schedule", c.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+        ("ema", 0 <= c.ema < 1, "0 to below 1"),
+        ("seed", 0 <= c.seed < 2**63, "0 to 2^63 - 1"),
+        ("eval_every", c.eval_every >= 1, "at least 1"),
+        ("eval_size", c.eval_size >= 1, "at least 1"),
+        ("dtype", c.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+    ]:
+        if not ok:
+            raise ValueError(f"{dial}={getattr(c, dial)}: expected {expected}")
+    if c.out_dir and Path(c.out_dir).exists() and not Path(c.out_dir).is_dir():
+        raise ValueError(f"out_dir={c.out_dir}: expected a folder, this is a file")
+
+
+def override(config, arguments) -> Config:
+    """The config with every `--key=value` of the command line put in its place; `--key` alone switches a bool on."""
+    dials = {field.name: field.type for field in fields(config)}
+    values = asdict(config)
+    for argument in arguments:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or key not in dials:
+            near = difflib.get_close_matches(key, dials, n=1)
+            raise ValueError(f"'{argument}': expected --dial=value with a dial of train.Config"
+                             + (f", --{near[0]} perhaps" if near else "; --help lists them"))
+        try:
+            if dials[key] is bool:
+                values[key] = {"true": True, "false": False}[text.lower() if equals else "true"]
+            else:
+                values[key] = dials[key](text)
+        except (ValueError, KeyError):
+            expected = {bool: "True or False", int: "a whole number", float: "a number"}[dials[key]]
+            raise ValueError(f"{key}={text}: expected {expected}") from None
+    return Config(**values)
+
+
+def pick_device(name) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises for a device that is not there
+        raise ValueError(f"device={name}: expected auto, cpu, or a cuda or mps device of this machine") from None
+    return device
+
+
+def hardware(device) -> str:
+    """What the run ran on, for the history: the GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}" if device.type == "cpu" else device.type
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# model, predictions, accuracy
+
+
+def make_model(config) -> Transformer:
+    """The Transformer that the dials describe, with random weights."""
+    task = lego.make_task(config.task, config.n_names)
+    dials = {name: value for name, value in asdict(config).items() if name in ModelConfig.__dataclass_fields__}
+    block_size = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
+    return Transformer(ModelConfig(len(task.vocab), len(task.values), block_size=block_size, **dials))
+
+
+def test_loops(config):
+    """The loops at test time; None, the only number there is, for an untied model."""
+    return (config.eval_loops or config.n_layer) if config.tied else None
+
+
+def logits_of(model, batch, n_loops=None):
+    """The logits of every variable in chain order, read at its left-hand side: (B, n, n_out)."""
+    logits = model(batch.tokens, n_loops)  # (B, T, n_out)
+    return logits.gather(1, batch.positions[..., None].expand(-1, -1, logits.size(-1)))
+
+
+@torch.no_grad()
+def predict(model, batch, n_loops=None, chunk=128):
+    """The likeliest value of every variable in chain order, (B, n) int64: an index into task.values."""
+    parts = zip(*(x.split(chunk) for x in batch))
+    return torch.cat([logits_of(model, lego.Batch(*part), n_loops).argmax(-1) for part in parts])
+
+
+def accuracy(model, batch, n_loops=None) -> list[float]:
+    """The share of sentences in which a variable is right, for every variable in chain order. Every one needs a label."""
+    return (predict(model, batch, n_loops) == batch.values).double().mean(0).tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# training
+
+
+def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest; AdamW alone if muon_lr is 0."""
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if config.muon_lr else []
+    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_multiplier(step, config) -> float:
+    """What the learning rates are multiplied with at a step: a linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    left = 1 - (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)  # from 1 down to 0
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[config.schedule]
+
+
+def loss_of(model, batch, config, n_loops=None):
+    """
+    Cross-entropy of the supervised variables, in nats, mean over all labels. With `every_layer` a variable is asked for
+    after every layer that can know it, if a layer follows one link of the chain: the first variable after the second
+    layer (one of slack) and each later one, the next variable from the third on, and so forth; all after the last layer.
+    """
+    positions, labels = (x[:, : config.n_supervised] for x in (batch.positions, batch.values))  # (B, n)
+    at = positions[..., None].expand(-1, -1, config.n_embd)  # (B, n, C)
+    states = torch.stack([x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)])  # (L, B, n, C)
+    if config.every_layer:
+        layer, variable = (torch.arange(n, device=labels.device) for n in (len(states), labels.size(1)))
+        due = layer[:, None] > variable  # (L, n), both counted from 0
+        due[-1] = True
+        labels = labels.expand(len(states), -1, -1).masked_fill(~due[:, None], lego.IGNORE)  # (L, B, n)
+    else:
+        states = states[-1]
+    loss = F.cross_entropy(model.readout(states).flatten(0, -2).float(), labels.flatten(), ignore_index=lego.IGNORE,
+                           reduction="sum")
+    return loss / (labels != lego.IGNORE).sum().clamp(min=1)
+
+
+def train(config, model=None) -> dict:
+    """
+    Trains a model and returns the history of its run, the dict that history.json keeps:
+
+        config, n_parameters, hardware, torch    what ran, and where
+        step, loss, accuracy                     one entry per evaluation: steps so far, mean loss since the one before
+                                                 in nats, accuracy of every variable in chain order on fresh sentences
+        seconds, flops, tokens                   spent on training so far, evaluation not counted
+        tokens_per_second                        over the whole run
+
+    model: begins from these weights instead of random ones, and leaves the trained ones in it.
+    Raises ValueError for a dial out of range and for a loss that is not finite; files of earlier evaluations stay.
+    """
+    check(config)
+    device = pick_device(config.device)
+    task = lego.make_task(config.task, config.n_names)
+    torch.manual_seed(config.seed)
+    model = (make_model(config) if model is None else model).to(device)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    optimizers = make_optimizers(model, config)
+    data = torch.Generator(device).manual_seed(config.seed)  # draws the sentences
+    dice = torch.Generator().manual_seed(config.seed)  # draws the number of loops
+    unseen = torch.Generator(device).manual_seed(config.seed + 2**62)  # a stream apart from the training sentences
+    test = lego.sample(task, config.eval_size, config.n_clauses, unseen, device)
+
+    history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
+                   torch=str(torch.__version__), step=[], loss=[], accuracy=[], seconds=[], flops=[], tokens=[],
+                   tokens_per_second=0.0)
+    step = 0
+    if config.resume:
+        step = restore(config, model, averaged, optimizers, data, dice, history, device)
+    if config.compile:
+        for block in model.blocks:
+            block.compile()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+    clock, losses = time.perf_counter(), []
+    seconds, flops, tokens = (history[key][-1] if step else 0 for key in ("seconds", "flops", "tokens"))
+    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", dynamic_ncols=True, disable=None)
+    while True:
+        # evaluate, with the clock stopped
+        if (step % config.eval_every == 0 or step == config.max_steps) and step not in history["step"]:
+            loss = torch.stack(losses).mean().item() if losses else float("nan")  # waits for the GPU
+            seconds += time.perf_counter() - clock
+            if step and not math.isfinite(loss):
+                raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr and muon_lr")
+            with autocast:
+                history["accuracy"].append(accuracy(averaged.module, test, test_loops(config)))
+            history["step"].append(step)
+            history["loss"].append(loss if step else None)
+            history["seconds"].append(seconds)
+            history["flops"].append(flops)
+            history["tokens"].append(tokens)
+            history["tokens_per_second"] = tokens / seconds if tokens else 0.0
+            bar.write(report(history))
+            if config.out_dir:
+                save(config, model, averaged, optimizers, data, dice, history)
+            clock, losses = time.perf_counter(), []
+        if step >= config.max_steps or stands(history):
+            break
+
+        # one step
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr_multiplier(step, config)
+        n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
+        batch = lego.sample(task, config.batch_size, n_clauses, data, device, config.n_distractor,
+                            drop="random" if config.drop_clause else None)
+        n_loops = None
+        if config.tied:
+            jitter = torch.randint(-config.loop_jitter, config.loop_jitter + 1, (), generator=dice)
+            n_loops = config.n_layer + int(jitter)
+        with autocast:
+            loss = loss_of(model, batch, config, n_loops)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        averaged.update_parameters(model)
+        losses.append(loss.detach())
+        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops)  # backward takes twice the forward's
+        tokens += batch.tokens.numel()
+        step += 1
+        bar.update()
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+    bar.close()
+    model.load_state_dict(averaged.module.state_dict())
+    return history
+
+
+def stands(history, n_evaluations=5) -> bool:
+    """Whether the run has reached its end: every variable at stop_at or better, and not for a moment only."""
+    stop_at, last = history["config"]["stop_at"], history["accuracy"][-n_evaluations:]
+    return stop_at > 0 and len(last) == n_evaluations and all(min(row) >= stop_at for row in last)
+
+
+def report(history) -> str:
+    """One line for the last evaluation: step, time, loss, accuracy of every variable in percent, unsupervised behind |."""
+    percent = [f"{100 * a:5.1f}" for a in history["accuracy"][-1]]
+    percent.insert(history["config"]["n_supervised"], "|")
+    loss = history["loss"][-1]
+    return (f"step {history['step'][-1]:5d}   {history['seconds'][-1]:6.1f} s   "
+            f"loss {'   -  ' if loss is None else f'{loss:.4f}'}   {' '.join(percent).removesuffix('|')}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files: whatever stops the program, a file is the old one or the new one, never half of it
+
+
+def write(path, save):
+    """Has `save` write to a file beside `path`, and then puts that file in its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    save(beside)
+    os.replace(beside, path)
+
+
+def save(config, model, averaged, optimizers, data, dice, history):
+    """Everything that --ask needs (config, model) and --resume (the rest), and the history for people to read."""
+    folder = Path(config.out_dir)
+    checkpoint = dict(
+        config=asdict(config), model=averaged.module.state_dict(), last=model.state_dict(), history=history,
+        optimizers=[optimizer.state_dict() for optimizer in optimizers], data=data.get_state(), dice=dice.get_state())
+    write(folder / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
+    write(folder / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
+
+
+def read_checkpoint(config, device="cpu") -> dict:
+    """The checkpoint in out_dir. Raises ValueError if there is none, or it is not one."""
+    path = Path(config.out_dir) / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        Config(**checkpoint["config"]), checkpoint["model"], checkpoint["history"]["step"]
+    except Exception:  # foreign bytes break the unpickler in more ways than can be listed
+        raise ValueError(f"{path}: expected a checkpoint written by train.py, this is damaged or something else") from None
+    return checkpoint
+
+
+def load_weights(config, model, weights):
+    """Puts the weights of a checkpoint into a model. Raises ValueError if they are of another shape."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).strip().split("\n")[1].strip()
+        raise ValueError(f"{Path(config.out_dir) / 'checkpoint.pt'}: expected the shape that the dials describe: {first}") from None
+
+
+def restore(config, model, averaged, optimizers, data, dice, history, device) -> int:
+    """Brings a run to where the checkpoint in out_dir left it, and returns the step."""
+    checkpoint = read_checkpoint(config)
+    load_weights(config, model, checkpoint["last"])
+    load_weights(config, averaged.module, checkpoint["model"])
+    step = checkpoint["history"]["step"][-1]
+    averaged.n_averaged.fill_(step)
+    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+        peaks = [group["peak_lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["peak_lr"] = peak  # a learning rate of the command line holds
+    data.set_state(checkpoint["data"])
+    dice.set_state(checkpoint["dice"])
+    for key in ("step", "loss", "accuracy", "seconds", "flops", "tokens", "tokens_per_second"):
+        history[key] = checkpoint["history"][key]
+    return step
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a run shows: the key plot, and sentences with their answers
+
+
+def draw_accuracy(axes, histories):
+    """
+    Draws the test accuracy of every variable over training into matplotlib axes: the mean over runs that differ in
+    nothing but the seed, and a band from the worst to the best of them.
+    """
+    from matplotlib import colormaps
+
+    config, steps = histories[0]["config"], histories[0]["step"]
+    n, n_supervised = config["n_clauses"], config["n_supervised"]
+    runs = 100 * torch.tensor([history["accuracy"] for history in histories])  # (runs, evaluations, n), percent
+    chance = 100 / len(lego.make_task(config["task"]).values)
+    for i in range(n):
+        color = colormaps["viridis"](0.9 * i / max(1, n - 1))
+        axes.plot(steps, runs[:, :, i].mean(0), color=color, linewidth=2, linestyle="-" if i < n_supervised else "--",
+                  label=f"{i + 1}{'' if i < n_supervised else ', unsupervised'}")
+        if len(histories) > 1:
+            axes.fill_between(steps, runs[:, :, i].amin(0), runs[:, :, i].amax(0), color=color, alpha=0.15, linewidth=0)
+    axes.axhline(chance, color="gray", linestyle=":", label=f"chance, {chance:.3g}%")
+    axes.set(xlabel=f"training steps, of {config['batch_size']} fresh sentences each", ylabel="test accuracy (%)",
+             xlim=(0, max(steps[-1], 1)), ylim=(max(0, chance - 10), 101.5))
+
+
+def plot_accuracy(history, path):
+    """The key plot: the test accuracy of every variable over the training of one run, written to `path` as PNG."""
+    from matplotlib.figure import Figure
+
+    config, last = history["config"], [100 * a for a in history["accuracy"][-1]]
+    found = f"the {config['n_supervised']} supervised variables end at {min(last[: config['n_supervised']]):.1f}% or better"
+    if unsupervised := last[config["n_supervised"] :]:
+        found += f", the {len(unsupervised)} unsupervised at {min(unsupervised):.1f}%"
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots()
+    draw_accuracy(axes, [history])
+    axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.suptitle(f"LEGO {config['task']}: {found}", fontweight="bold", fontsize=11)
+    axes.set_title(f"{config['attention']} attention, {'tied' if config['tied'] else 'untied'}, width {config['n_embd']}, "
+                   f"{history['n_parameters']:,} parameters; {history['seconds'][-1]:.0f} s of training on "
+                   f"{history['hardware']}; seed {config['seed']}", fontsize=9)
+    write(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+
+
+def show_sentences(model, config, n_sentences=3):
+    """Prints sentences that the model has not seen, the model's values beside the true ones, mistakes first."""
+    device, task = next(model.parameters()).device, lego.make_task(config.task, config.n_names)
+    unseen = torch.Generator(device).manual_seed(config.seed + 2**62 + 1)
+    batch = lego.sample(task, 256, config.n_clauses, unseen, device)
+    predictions = predict(model, batch, test_loops(config))
+    mistakes = (predictions != batch.values).sum(1)
+    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake" + "; with the most:" * bool(mistakes.any()))
+    for i in mistakes.argsort(descending=True, stable=True)[:n_sentences]:
+        rows = {"chain": [task.vocab[t] for t in batch.tokens[i, batch.positions[i]]],
+                "truth": [task.values[v] for v in batch.values[i]], "model": [task.values[v] for v in predictions[i]]}
+        rows[""] = ["" if truth == answer else "^" for truth, answer in zip(rows["truth"], rows["model"])]
+        width = max(len(cell) for row in rows.values() for cell in row)
+        print(lego.decode(batch.tokens[i], task))
+        for name, row in rows.items():
+            if any(row):
+                print(f"    {name:5}  " + " ".join(f"{cell:>{width}}" for cell in row))
+
+
+@torch.no_grad()
+def ask(config, text):
+    """Prints what the checkpoint in out_dir says about a sentence: every variable's value, probability and truth."""
+    device = pick_device(config.device)
+    checkpoint = read_checkpoint(config, device)
+    task = lego.make_task(config.task, config.n_names)
+    truth = lego.solve(text, task)
+    tokens = lego.encode(text, task)[None].to(device)  # (1, T)
+    model = make_model(config).to(device)
+    load_weights(config, model, checkpoint["model"])
+    order = [task.vocab[t] for t in tokens[0, :: lego.TOKENS_PER_CLAUSE]]
+    positions = [lego.TOKENS_PER_CLAUSE * order.index(variable) for variable in truth]
+    states = [x[0, positions] for x, _ in model.trace(tokens, test_loops(config))]  # per loop (n, C)
+    probabilities = model.readout(torch.stack(states)).softmax(-1)  # (loops, n, n_out)
+    answers = probabilities.argmax(-1)  # (loops, n)
+    settled = (answers != answers[-1]).long() * torch.arange(1, len(states) + 1, device=device)[:, None]
+    settled = settled.amax(0) + 1  # the loop behind the last one with another answer
+    for i, (variable, value) in enumerate(truth.items()):
+        answer = task.values[answers[-1, i]]
+        print(f"{variable:>5}   model {answer:>3}   probability {probabilities[-1, i].max():.4f}   truth {value:>3}   "
+              + (f"settled at loop {int(settled[i]):2d} of {len(states)}   " if config.tied else "")
+              + ("" if answer == value else "wrong"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments):
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        print("\n".join(f"    --{field.name}={field.default}" for field in fields(Config)))
+        return
+    config = override(Config(), arguments)
+    if config.ask or config.resume:  # the checkpoint's dials, and the command line's on top
+        if not config.out_dir:
+            raise ValueError("out_dir=: expected the folder of the checkpoint")
+        config = override(Config(**read_checkpoint(config)["config"]), arguments)
+    check(config)
+    if config.ask:
+        ask(config, config.ask)
+        return
+    model = make_model(config)
+    print(f"{model.n_parameters():,} parameters, {pick_device(config.device)}; accuracy in percent of every variable in chain order")
+    history = train(config, model)
+    if config.out_dir:
+        plot_accuracy(history, Path(config.out_dir) / "accuracy.png")
+        print("\n".join(f"wrote {Path(config.out_dir) / name}" for name in ("accuracy.png", "history.json", "checkpoint.pt")))
+    show_sentences(model, config)
+
+
+if __name__ == "__main__":
+    try:
+        lego.command_line(main)
+    except KeyboardInterrupt:
+        print("train.py: stopped; python train.py --resume continues from the last evaluation", file=sys.stderr)
+        sys.exit(130)
