@@ -17,8 +17,8 @@ tokens, can be given so that all layers of a model share it.
 
     python attention.py        draws the masks of a small sentence and prints a benchmark of this machine
 
-Sources: the two patterns and LEGO attention's name and purpose are the paper's (arXiv 2206.04301). It has no public code;
-how the pathways are joined here, `chained` above all, is our reading.
+Sources: the two patterns, and LEGO attention's name and purpose, are the paper's (arXiv 2206.04301). It has no public
+code: how the pathways are joined here, `chained` above all, is our reading.
 """
 import sys
 import time
@@ -32,8 +32,8 @@ import torch.nn.functional as F
 # ----------------------------------------------------------------------------------------------------------------------
 # association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none
 #
-# As a matrix: A = D^-1 (S - I), S[i, j] = 1 where the tokens are identical, D = their number less one. D is the same for
-# all tokens of a group, so A is symmetric, and the backward pass is the forward kernel applied to the gradient.
+# As a matrix: A = D^-1 (S - I), S[i, j] = 1 where the tokens are identical, D = their number less one. D is the same
+# for all tokens of a group, so A is symmetric, and the backward pass is the forward kernel applied to the gradient.
 
 
 DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores; `python attention.py` measures yours
@@ -41,7 +41,7 @@ DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores
 
 @dataclass
 class Plan:
-    """What association needs to know of a batch, whatever the values: made once per batch, shared by layers and passes."""
+    """What association needs to know of a batch of token ids: made once, shared by all layers and both passes."""
 
     implementation: str  # dense or segment
     weight: torch.Tensor  # (B, T, 1) float32: 1 / number of the other positions with this token, 0 where there is none
@@ -99,7 +99,7 @@ def _apply_association(v, plan):
 
 
 class Association(torch.autograd.Function):
-    """A is its own adjoint, so one kernel serves both passes, and nothing is kept for the backward pass but the plan."""
+    """A is its own adjoint: one kernel serves both passes, and nothing is kept for the backward pass but the plan."""
 
     @staticmethod
     def forward(ctx, v, plan):
@@ -132,9 +132,10 @@ class Manipulation(nn.Module):
     def __init__(self, n_channels, kernel_size):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: expected an odd number, so that a position is the middle of its window")
-        # as an image of height 1: with this shape x need not be copied to have the channels in front (4 times faster on CPU)
-        self.conv = nn.Conv2d(n_channels, n_channels, (1, kernel_size), padding=(0, kernel_size // 2), groups=n_channels)
+            raise ValueError(f"kernel_size={kernel_size}: expected an odd number, the window has a middle")
+        # x as an image of height 1, a view that needs no copy: on a CPU about 4 times faster than Conv1d
+        self.conv = nn.Conv2d(n_channels, n_channels, (1, kernel_size), padding=(0, kernel_size // 2),
+                              groups=n_channels)
 
     def forward(self, x, padding_mask=None):
         if padding_mask is not None:
@@ -156,7 +157,7 @@ class Manipulation(nn.Module):
 
 
 class VanillaAttention(nn.Module):
-    """Multi-head softmax attention. `n_channels` of them (default: all C), the heads' number, and the map has H = n_head."""
+    """Multi-head softmax attention: n_head heads share n_channels (C if None). The attention map has H = n_head."""
 
     def __init__(self, n_embd, n_head, n_channels=None):
         super().__init__()
@@ -173,7 +174,7 @@ class VanillaAttention(nn.Module):
         B, T, C = x.shape
         split = lambda y: y.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, C/H)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        mask = None if padding_mask is None else ~padding_mask[:, None, None, :]  # (B, 1, 1, T), True = may be attended to
+        mask = None if padding_mask is None else ~padding_mask[:, None, None, :]  # (B, 1, 1, T), True: may be seen
         weights = None
         if need_weights:  # F.scaled_dot_product_attention never builds the map: the same by hand
             scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5  # (B, H, T, T)
@@ -196,7 +197,7 @@ class LegoAttention(nn.Module):
 
     association_share of the channels pass association, the others do not. `chained`: then all of them pass the
     convolution, so that a value found at another clause moves on inside the clause it arrives at, and one layer follows
-    one link of the chain. Not chained (`parallel`): the convolution takes the other channels alone, the two patterns stand
+    one link of the chain. Not chained (parallel): the convolution takes the other channels alone, the patterns stand
     side by side as heads do, and a link takes two layers. The attention map has H = 2: association, manipulation.
     """
 
@@ -235,7 +236,7 @@ class LegoAttention(nn.Module):
         return torch.stack((association, local.expand_as(association)), 1)
 
     def flops(self, T):
-        """As VanillaAttention.flops: two projections, the convolution, and association as its implementation does it."""
+        """As VanillaAttention.flops: two projections, the convolution, and association as it is implemented."""
         n_embd, n_channels = self.proj.out_features, self.proj.in_features
         dense = self.association == "dense" or (self.association == "auto" and T <= DENSE_UP_TO)
         flops = 2 * 2 * T * n_embd * n_channels + 2 * T * (T if dense else 1) * self.n_associated
@@ -246,8 +247,8 @@ class LegoAttention(nn.Module):
 
 class HybridAttention(nn.Module):
     """
-    LEGO attention on some of the channels, vanilla heads on the others. Each part has its own output projection and they
-    add up, which is the same as one projection of both. The attention map has the vanilla heads first, then LEGO's two.
+    LEGO attention on some of the channels, vanilla heads on the others. Each part has its own output projection and
+    they add up, which is one projection of both. The attention map has the vanilla heads first, then LEGO's two.
     """
 
     def __init__(self, vanilla, lego):
@@ -289,8 +290,8 @@ def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, v
     elif kind == "hybrid":
         kept = round(vanilla_share * n_head)
         if n_embd % n_head or not 0 < kept < n_head:
-            raise ValueError(f"n_head={n_head}, vanilla_share={vanilla_share}: expected a divisor of n_embd={n_embd} and a "
-                             f"share that leaves both kinds of heads at least one")
+            raise ValueError(f"n_head={n_head}, vanilla_share={vanilla_share}: expected a divisor of n_embd={n_embd}, "
+                             f"and a share that leaves at least one head of either kind")
         n_vanilla = kept * n_embd // n_head
         return HybridAttention(VanillaAttention(n_embd, kept, n_channels=n_vanilla),
                                LegoAttention(n_embd, n_channels=n_embd - n_vanilla, **lego))

@@ -2,7 +2,7 @@
 LEGO, a synthetic task of following a chain of reasoning: every sentence that a model sees, its text form, and a solver.
 
 A group G acts on a set X. A sentence is a set of clauses `variable = operation argument`, where the argument is another
-variable or the root element of X. The clauses form one chain and are shuffled; the task is to say every variable's value.
+variable or the root element of X. The clauses form one chain and are shuffled; the task is to give every value.
 
     b=-a; c=+b; a=+1;            one sentence of the task `sign`: G = {+, -} acts on X = {+1, -1}, the root is 1
 
@@ -13,13 +13,13 @@ variable or the root element of X. The clauses form one chain and are shuffled; 
     token       b  =  -  a  ;    c  =  +  b  ;    a  =  +  1  ;        five tokens per clause, as in the paper
     label      -1                -1               +1                   read at the variable on the left-hand side
 
-In `sample`'s answer everything is in chain order: positions [10, 0, 5], values [+1, -1, -1] (as indices into `task.values`).
+`sample` gives everything in chain order: positions [10, 0, 5], values [0, 1, 1], indices into task.values = +1, -1.
 
     python lego.py "b=-a; c=+b; a=+1"              solve a sentence
     python lego.py --task=d3                       print a few random sentences of a task, solved
 
-Sources: the task and its tokens are the paper's (arXiv 2206.04301) and its official code's; tasks beyond `sign` and `d3`,
-distractor chains and dropped clauses are ours.
+Sources: the task and its tokens are the paper's (arXiv 2206.04301) and its official code's; tasks beyond `sign` and
+`d3`, distractor chains and dropped clauses are ours.
 """
 import itertools
 import os
@@ -27,7 +27,7 @@ import re
 import string
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -51,9 +51,9 @@ class Task:
     root_symbol: str  # ... and how a clause writes it
     names: tuple[str, ...]  # the variables: a to z, then v26, v27, ...
 
-    @property
+    @cached_property
     def vocab(self) -> tuple[str, ...]:
-        """The symbol of every token id. Names come last, so that a larger alphabet leaves the other ids as they were."""
+        """The symbol of every token id. Names come last: a larger alphabet leaves the other ids as they were."""
         return ("=", ";", self.root_symbol, *self.operations, *self.names)
 
     @property
@@ -86,8 +86,9 @@ def make_task(name: str, n_names: int = 26) -> Task:
 
     kind, k = name[:1], int(name[1:]) if re.fullmatch(r"[1-9]\d{0,2}", name[1:]) else 0
     if kind == "c" and 2 <= k <= 512:
-        action = [[(g + x) % k for x in range(k)] for g in range(k)]
-        return Task(name, tuple(f"+{g}" for g in range(k)), tuple(map(str, range(k))), torch.tensor(action), 0, "0", names)
+        operations, values = tuple(f"+{g}" for g in range(k)), tuple(str(x) for x in range(k))
+        action = torch.tensor([[(g + x) % k for x in range(k)] for g in range(k)])
+        return Task(name, operations, values, action, 0, "0", names)
     if kind == "d" and 3 <= k <= 256:
         # r<i> rotates by i/k of a turn, s<i> reflects first and then rotates: each is x -> i + sign * x on the corners
         elements = [(sign, i) for sign in (1, -1) for i in range(k)]
@@ -114,7 +115,7 @@ class Batch(NamedTuple):
     """A batch of sentences; `positions` and `values` are in chain order, whatever the order of the clauses."""
 
     tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
-    positions: torch.Tensor  # (B, n) int64: where each variable stands on the left-hand side (0 if its clause is dropped)
+    positions: torch.Tensor  # (B, n) int64: where each variable is on the left-hand side (0 if its clause is dropped)
     values: torch.Tensor  # (B, n) int64: index into task.values, or IGNORE where the sentence does not determine it
 
 
@@ -144,8 +145,12 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
     if not (n >= 1 and n_distractor >= 0 and N <= n_names):
         raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all "
                          f"at most n_names={n_names}")
-    if drop is not None and (N < 2 or isinstance(drop, int) and not 0 <= drop < n or isinstance(drop, str) and drop != "random"):
-        raise ValueError(f"drop={drop}: expected a chain index from 0 to {n - 1} or random, and a clause that remains")
+    if isinstance(drop, str) and drop == "random" and N > 1:
+        drop = torch.randint(n, (B,), generator=generator, device=device)
+    elif isinstance(drop, (int, str)):
+        if drop not in range(n) or N == 1:
+            raise ValueError(f"drop={drop}: expected random or a chain index up to {n - 1}, and a clause that remains")
+        drop = torch.full((B,), drop, device=device)
 
     # the chain: operation g_i takes the value of variable i - 1 to that of variable i
     operations = torch.randint(len(task.operations), (B, N), generator=generator, device=device)
@@ -164,15 +169,14 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
     clauses[..., 1] = task.vocab.index("=")
     clauses[..., 2] = operations + task.first_operation
     clauses[:, 1:, 3] = names[:, :-1]
-    clauses[:, [0, n][: 1 + (n_distractor > 0)], 3] = task.vocab.index(task.root_symbol)
+    clauses[:, 0, 3] = task.vocab.index(task.root_symbol)
+    if n_distractor:
+        clauses[:, n, 3] = task.vocab.index(task.root_symbol)
     clauses[..., 4] = task.vocab.index(";")
 
-    # shuffle: clause i of the chain goes to the place of its rank among random keys; a dropped clause goes last, and off
+    # shuffle: clause i of the chain goes to the place of its rank among random keys; a dropped one goes last, and off
     key = torch.rand(B, N, generator=generator, device=device)
     if drop is not None:
-        if isinstance(drop, str):
-            drop = torch.randint(n, (B,), generator=generator, device=device)
-        drop = torch.as_tensor(drop, device=device).expand(B)
         key.scatter_(1, drop[:, None], 2.0)
         values = values.masked_fill(torch.arange(n, device=device) >= drop[:, None], IGNORE)
     order = key.argsort(dim=1)  # (B, N): order[b, place] is a chain index, its inverse the places
@@ -217,7 +221,7 @@ def _example(task):
 
 
 def encode(text, task) -> torch.Tensor:
-    """The token ids (T,) int64 of a sentence, T = 5 clauses. Raises ValueError where a clause does not have the form."""
+    """The token ids (T,) int64 of a sentence, T = 5 clauses. Raises ValueError as `parse` does."""
     index = {symbol: i for i, symbol in enumerate(task.vocab)}
     return torch.tensor([index[symbol] for variable, operation, argument in parse(text, task)
                          for symbol in (variable, "=", operation, argument, ";")])
@@ -246,8 +250,8 @@ def solve(text, task, partial=False) -> dict[str, str]:
     clauses = {}
     for variable, operation, argument in parse(text, task):
         if variable in clauses:
-            raise ValueError(f"clause '{_clause(variable, operation, argument)}': {variable} is assigned a second time, "
-                             f"expected once")
+            raise ValueError(f"clause '{_clause(variable, operation, argument)}': {variable} is assigned a second "
+                             f"time, expected once")
         clauses[variable] = operation, argument
     if not partial:
         for variable, (operation, argument) in clauses.items():
@@ -265,8 +269,8 @@ def solve(text, task, partial=False) -> dict[str, str]:
         reached += [v for v, (_, argument) in clauses.items() if argument == variable][::-1]
     for variable, (operation, argument) in clauses.items():
         if variable not in values and not partial:
-            raise ValueError(f"clause '{_clause(variable, operation, argument)}': following the arguments from here runs in "
-                             f"a circle, expected to reach the root {task.root_symbol}")
+            raise ValueError(f"clause '{_clause(variable, operation, argument)}': following the arguments from here "
+                             f"runs in a circle, expected to reach the root {task.root_symbol}")
         values.setdefault(variable, None)
     return values
 
@@ -291,10 +295,10 @@ def main(arguments):
     sentences = [text] if text is not None else [decode(ids, task) for ids in sample(task, 3, n_clauses).tokens]
     for text in sentences:
         values = solve(text, task)
-        arguments = {variable: _clause(variable, operation, argument) for variable, operation, argument in parse(text, task)}
+        clauses = {clause[0]: _clause(*clause) for clause in parse(text, task)}
         print(text)
         for variable, value in values.items():
-            print(f"    {arguments[variable]:<{max(map(len, arguments.values()))}}    {variable} is {value}")
+            print(f"    {clauses[variable]:<{max(map(len, clauses.values()))}}    {variable} is {value}")
 
 
 def command_line(main):

@@ -4,10 +4,10 @@ A compact Transformer encoder that says something about every token: embedding, 
     tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times -> head -> logits (B, T, n_out)
 
 BERT is the untied model with post-norm blocks and vanilla attention, ALBERT the tied one. The default of train.py is a
-tied block with LEGO attention whose state is normalised after every loop: then each loop is the same map, one link of the
-chain is followed by each, and the model can loop on for chains longer than it has seen.
+tied block with LEGO attention whose state is normalised after every loop: then every loop is the same map, follows one
+link of the chain, and the model can loop on for chains longer than it has seen.
 
-Sources: the block is torch.nn.TransformerEncoderLayer's (GELU, no dropout), sharing one block among all layers ALBERT's;
+Sources: the block is torch.nn.TransformerEncoderLayer's (GELU, no dropout); sharing it among all layers is ALBERT's;
 the normalised state is ours.
 """
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class ModelConfig:
     n_embd: int  # C
     n_head: int  # of vanilla and hybrid attention
     tied: bool  # one block for all layers
-    norm_first: bool  # pre-norm, with one more norm before the head; False: post-norm, with one more behind the embedding
+    norm_first: bool  # pre-norm, and a norm before the head; False: post-norm, and a norm behind the embedding
     norm_state: bool  # layer norm without gain on the state, before the first block and after every one
     init_std: float  # of all weights at the start; biases are 0
     positions: str  # learned or none
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
         """
         Logits (B, T, n_out) for token ids (B, T) int64; padding_mask (B, T) bool, True at padding.
 
-        n_loops: how often a tied model applies its block, config.n_layer if None; an untied model takes no other number.
+        n_loops: how often a tied model applies its block, config.n_layer if None; an untied one takes no other number.
         """
         for x, _ in self.trace(tokens, n_loops, padding_mask):
             pass
@@ -147,9 +147,9 @@ class Transformer(nn.Module):
 
     def flops(self, T, n_loops=None) -> int:
         """
-        Multiplications and additions of one forward pass over one sentence of T tokens; a training step takes about three
-        times as many per sentence. Counted as torch.utils.flop_counter does: matrix products and convolutions; norms, GELU,
-        softmax and the sums of `segment` are left out.
+        Multiplications and additions of one forward pass over one sentence of T tokens; a training step takes about
+        three times as many per sentence. Counted as torch.utils.flop_counter does, matrix products and convolutions,
+        and the sums of `segment` besides; norms, GELU and softmax are left out.
         """
         C = self.config.n_embd
         mlp = 2 * T * C * 4 * C * 2

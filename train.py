@@ -1,13 +1,14 @@
 """
 Trains a Transformer on LEGO and draws the test accuracy of every variable over training.
 
-    python train.py                                     tied LEGO attention, 12 clauses, the first 6 variables supervised
+    python train.py                                     tied LEGO attention, 12 clauses, the first 6 supervised
     python train.py --task=d3                           another task with the same dials
     python train.py --attention=vanilla --tied=False    any dial below is --key=value
     python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
     python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
 
-A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and accuracy.png at its end.
+A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and accuracy.png at the
+end.
 """
 import difflib
 import json
@@ -62,7 +63,7 @@ class Config:
     # optimisation
     batch_size: int = 128  # sentences a step, all of them new
     max_steps: int = 1000
-    stop_at: float = 0.999  # end where all variables stand: this accurate at 5 evaluations in a row; 0: run to max_steps
+    stop_at: float = 0.999  # end when all variables are this accurate at 5 evaluations in a row; 0: run to max_steps
     lr: float = 4e-3  # AdamW: embeddings, convolutions, head, norms and biases
     muon_lr: float = 4e-2  # Muon: the matrices of the blocks; 0: AdamW trains these too
     beta2: float = 0.99  # AdamW
@@ -70,7 +71,7 @@ class Config:
     grad_clip: float = 1.0  # largest norm of the gradient; 0: off
     warmup_steps: int = 10
     schedule: str = "constant"  # of the learning rates behind the warm-up: constant, or linear or cosine down to 0
-    ema: float = 0.95  # the weights that are evaluated and saved are a running average with this decay; 0: the last ones
+    ema: float = 0.95  # decay of the running average of the weights, which is evaluated and saved; 0: the last weights
     seed: int = 0
     # evaluation and files
     eval_every: int = 10  # steps
@@ -148,9 +149,11 @@ def pick_device(name) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # what torch raises for a device that is not there
-        raise ValueError(f"device={name}: expected auto, cpu, or a cuda or mps device of this machine") from None
-    return device
+        if device.type in ("cpu", "cuda", "mps"):
+            return device
+    except (RuntimeError, AssertionError):  # what torch raises for a device that is not there
+        pass
+    raise ValueError(f"device={name}: expected auto, cpu, or a cuda or mps device of this machine")
 
 
 def hardware(device) -> str:
@@ -191,7 +194,7 @@ def predict(model, batch, n_loops=None, chunk=128):
 
 
 def accuracy(model, batch, n_loops=None) -> list[float]:
-    """The share of sentences in which a variable is right, for every variable in chain order. Every one needs a label."""
+    """The share of sentences in which a variable is right, for every variable in chain order; all need a label."""
     return (predict(model, batch, n_loops) == batch.values).double().mean(0).tolist()
 
 
@@ -223,8 +226,8 @@ def lr_multiplier(step, config) -> float:
 def loss_of(model, batch, config, n_loops=None):
     """
     Cross-entropy of the supervised variables, in nats, mean over all labels. With `every_layer` a variable is asked for
-    after every layer that can know it, if a layer follows one link of the chain: the first variable after the second
-    layer (one of slack) and each later one, the next variable from the third on, and so forth; all after the last layer.
+    after every layer that can know it, if a layer follows one link of the chain: the first variable from the second
+    layer on (one of slack), the next from the third on, and so forth; and all of them after the last layer.
     """
     positions, labels = (x[:, : config.n_supervised] for x in (batch.positions, batch.values))  # (B, n)
     at = positions[..., None].expand(-1, -1, config.n_embd)  # (B, n, C)
@@ -286,7 +289,7 @@ def train(config, model=None) -> dict:
             loss = torch.stack(losses).mean().item() if losses else float("nan")  # waits for the GPU
             seconds += time.perf_counter() - clock
             if step and not math.isfinite(loss):
-                raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr and muon_lr")
+                raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr, muon_lr")
             with autocast:
                 history["accuracy"].append(accuracy(averaged.module, test, test_loops(config)))
             history["step"].append(step)
@@ -323,7 +326,7 @@ def train(config, model=None) -> dict:
             optimizer.step()
         averaged.update_parameters(model)
         losses.append(loss.detach())
-        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops)  # backward takes twice the forward's
+        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops)  # backward: twice the forward pass
         tokens += batch.tokens.numel()
         step += 1
         bar.update()
@@ -341,7 +344,7 @@ def stands(history, n_evaluations=5) -> bool:
 
 
 def report(history) -> str:
-    """One line for the last evaluation: step, time, loss, accuracy of every variable in percent, unsupervised behind |."""
+    """The last evaluation in one line: step, time, loss, accuracy of every variable in %, the unsupervised behind |."""
     percent = [f"{100 * a:5.1f}" for a in history["accuracy"][-1]]
     percent.insert(history["config"]["n_supervised"], "|")
     loss = history["loss"][-1]
@@ -362,26 +365,29 @@ def write(path, save):
     os.replace(beside, path)
 
 
+def checkpoint_path(config) -> Path:
+    return Path(config.out_dir) / "checkpoint.pt"
+
+
 def save(config, model, averaged, optimizers, data, dice, history):
     """Everything that --ask needs (config, model) and --resume (the rest), and the history for people to read."""
-    folder = Path(config.out_dir)
     checkpoint = dict(
         config=asdict(config), model=averaged.module.state_dict(), last=model.state_dict(), history=history,
         optimizers=[optimizer.state_dict() for optimizer in optimizers], data=data.get_state(), dice=dice.get_state())
-    write(folder / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
-    write(folder / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
+    write(checkpoint_path(config), lambda beside: torch.save(checkpoint, beside))
+    write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
 
 
 def read_checkpoint(config, device="cpu") -> dict:
     """The checkpoint in out_dir. Raises ValueError if there is none, or it is not one."""
-    path = Path(config.out_dir) / "checkpoint.pt"
+    path = checkpoint_path(config)
     if not path.exists():
         raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         Config(**checkpoint["config"]), checkpoint["model"], checkpoint["history"]["step"]
     except Exception:  # foreign bytes break the unpickler in more ways than can be listed
-        raise ValueError(f"{path}: expected a checkpoint written by train.py, this is damaged or something else") from None
+        raise ValueError(f"{path}: expected a checkpoint of train.py, this is damaged or something else") from None
     return checkpoint
 
 
@@ -391,7 +397,7 @@ def load_weights(config, model, weights):
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).strip().split("\n")[1].strip()
-        raise ValueError(f"{Path(config.out_dir) / 'checkpoint.pt'}: expected the shape that the dials describe: {first}") from None
+        raise ValueError(f"{checkpoint_path(config)}: expected the shape that the dials describe: {first}") from None
 
 
 def restore(config, model, averaged, optimizers, data, dice, history, device) -> int:
@@ -433,8 +439,9 @@ def draw_accuracy(axes, histories):
         axes.plot(steps, runs[:, :, i].mean(0), color=color, linewidth=2, linestyle="-" if i < n_supervised else "--",
                   label=f"{i + 1}{'' if i < n_supervised else ', unsupervised'}")
         if len(histories) > 1:
-            axes.fill_between(steps, runs[:, :, i].amin(0), runs[:, :, i].amax(0), color=color, alpha=0.15, linewidth=0)
-    axes.axhline(chance, color="gray", linestyle=":", label=f"chance, {chance:.3g}%")
+            axes.fill_between(steps, runs[:, :, i].amin(0), runs[:, :, i].amax(0), color=color, alpha=0.08, linewidth=0)
+    axes.axhline(chance, color="gray", linestyle=":", label="chance")
+    axes.text(steps[-1], chance + 0.5, f"chance, {chance:.3g}%  ", color="gray", ha="right", va="bottom")
     axes.set(xlabel=f"training steps, of {config['batch_size']} fresh sentences each", ylabel="test accuracy (%)",
              xlim=(0, max(steps[-1], 1)), ylim=(max(0, chance - 10), 101.5))
 
@@ -444,17 +451,19 @@ def plot_accuracy(history, path):
     from matplotlib.figure import Figure
 
     config, last = history["config"], [100 * a for a in history["accuracy"][-1]]
-    found = f"the {config['n_supervised']} supervised variables end at {min(last[: config['n_supervised']]):.1f}% or better"
-    if unsupervised := last[config["n_supervised"] :]:
+    supervised, unsupervised = last[: config["n_supervised"]], last[config["n_supervised"] :]
+    found = f"the {len(supervised)} supervised variables end at {min(supervised):.1f}% or better"
+    if unsupervised:
         found += f", the {len(unsupervised)} unsupervised at {min(unsupervised):.1f}%"
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.subplots()
     draw_accuracy(axes, [history])
     axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(f"LEGO {config['task']}: {found}", fontweight="bold", fontsize=11)
-    axes.set_title(f"{config['attention']} attention, {'tied' if config['tied'] else 'untied'}, width {config['n_embd']}, "
-                   f"{history['n_parameters']:,} parameters; {history['seconds'][-1]:.0f} s of training on "
-                   f"{history['hardware']}; seed {config['seed']}", fontsize=9)
+    tied = "tied" if config["tied"] else "untied"
+    axes.set_title(f"{config['attention']} attention, {tied}, width {config['n_embd']}, {history['n_parameters']:,} "
+                   f"parameters; {history['seconds'][-1]:.0f} s of training on {history['hardware']}; "
+                   f"seed {config['seed']}", fontsize=9)
     write(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
 
 
@@ -465,7 +474,7 @@ def show_sentences(model, config, n_sentences=3):
     batch = lego.sample(task, 256, config.n_clauses, unseen, device)
     predictions = predict(model, batch, test_loops(config))
     mistakes = (predictions != batch.values).sum(1)
-    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake" + "; with the most:" * bool(mistakes.any()))
+    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake; those with the most first:")
     for i in mistakes.argsort(descending=True, stable=True)[:n_sentences]:
         rows = {"chain": [task.vocab[t] for t in batch.tokens[i, batch.positions[i]]],
                 "truth": [task.values[v] for v in batch.values[i]], "model": [task.values[v] for v in predictions[i]]}
@@ -489,7 +498,8 @@ def ask(config, text):
     load_weights(config, model, checkpoint["model"])
     order = [task.vocab[t] for t in tokens[0, :: lego.TOKENS_PER_CLAUSE]]
     positions = [lego.TOKENS_PER_CLAUSE * order.index(variable) for variable in truth]
-    states = [x[0, positions] for x, _ in model.trace(tokens, test_loops(config))]  # per loop (n, C)
+    n_loops = max(test_loops(config), len(truth) + 4) if config.tied else None  # a link takes a loop; some to spare
+    states = [x[0, positions] for x, _ in model.trace(tokens, n_loops)]  # per loop (n, C)
     probabilities = model.readout(torch.stack(states)).softmax(-1)  # (loops, n, n_out)
     answers = probabilities.argmax(-1)  # (loops, n)
     settled = (answers != answers[-1]).long() * torch.arange(1, len(states) + 1, device=device)[:, None]
@@ -513,17 +523,20 @@ def main(arguments):
     if config.ask or config.resume:  # the checkpoint's dials, and the command line's on top
         if not config.out_dir:
             raise ValueError("out_dir=: expected the folder of the checkpoint")
-        config = override(Config(**read_checkpoint(config)["config"]), arguments)
+        here = dict(out_dir=config.out_dir, device=config.device, compile=config.compile)
+        config = override(Config(**{**read_checkpoint(config)["config"], **here}), arguments)
     check(config)
     if config.ask:
         ask(config, config.ask)
         return
     model = make_model(config)
-    print(f"{model.n_parameters():,} parameters, {pick_device(config.device)}; accuracy in percent of every variable in chain order")
+    print(f"{model.n_parameters():,} parameters on {pick_device(config.device)}; "
+          "accuracy in percent of every variable in chain order, supervised | unsupervised")
     history = train(config, model)
     if config.out_dir:
         plot_accuracy(history, Path(config.out_dir) / "accuracy.png")
-        print("\n".join(f"wrote {Path(config.out_dir) / name}" for name in ("accuracy.png", "history.json", "checkpoint.pt")))
+        for name in ("accuracy.png", "history.json", "checkpoint.pt"):
+            print(f"wrote {Path(config.out_dir) / name}")
     show_sentences(model, config)
 
 

@@ -1,12 +1,13 @@
 """
 The key plots: one script each, and beside it the PNG and the JSON of the numbers that it was drawn from.
 
-    python -m figures.learning      makes the runs of one figure, saves their numbers as they arrive, draws it
+    python -m figures.learning      makes the runs of one figure that are not there yet, and draws it
     python -m figures               redraws every figure from its saved numbers, without training
 
-A script has `run()`, which returns nothing and saves its numbers with `save`, and `draw(numbers)`, which returns a figure.
+Each has a NAME and `draw(numbers)`, which returns a matplotlib figure; the numbers are saved as they arrive.
 """
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import train
@@ -23,8 +24,30 @@ def load(name) -> dict:
     """The numbers of figures/<name>.json. Raises ValueError if they are not there."""
     path = FOLDER / f"{name}.json"
     if not path.exists():
-        raise ValueError(f"figures/{name}.json: expected the numbers of this figure; python -m figures.{name} makes them")
+        raise ValueError(f"figures/{name}.json: expected this figure's numbers; python -m figures.{name} makes them")
     return json.loads(path.read_text())
+
+
+def train_all(name, groups):
+    """
+    Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run that the file already holds,
+    with the same dials, is kept: a stopped figure goes on, and to make one anew delete its JSON.
+    """
+    try:
+        found = [history for runs in load(name).values() for history in runs]
+    except ValueError:
+        found = []
+    histories = {label: [] for label in groups}
+    for label, configs in groups.items():
+        for config in configs:
+            dials = asdict(config)
+            same = [history for history in found if all(dials[k] == v for k, v in history["config"].items())]
+            histories[label].append(same[0] if same else None)
+    for label, configs in groups.items():
+        for i, config in enumerate(configs):
+            if histories[label][i] is None:
+                histories[label][i] = train.train(config)
+                save(name, {label: [h for h in runs if h] for label, runs in histories.items()})
 
 
 def redraw(name, draw):

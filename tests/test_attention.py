@@ -1,10 +1,10 @@
-"""attention.py: every implementation against a slow, independent one in float64, with odd sizes, padding and lone tokens."""
+"""attention.py: every implementation against a slow, independent one: odd sizes, padding, tokens that occur once."""
 import pytest
 import torch
 import torch.nn as nn
 
 import attention
-from attention import HybridAttention, LegoAttention, Manipulation, VanillaAttention, associate, make_attention, make_plan
+from attention import LegoAttention, Manipulation, VanillaAttention, associate, make_attention, make_plan
 
 IMPLEMENTATIONS = ["dense", "segment"]
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 7), (2, 61, 9), (1, 257, 3)]  # B, T, C
@@ -35,7 +35,8 @@ def association_by_loops(v, tokens, padding_mask=None):
     rows = []
     for b in range(B):
         for i in range(T):
-            others = [v[b, j] for j in range(T) if j != i and tokens[b, j] == tokens[b, i] and real[b, j] and real[b, i]]
+            others = [v[b, j] for j in range(T)
+                      if j != i and tokens[b, j] == tokens[b, i] and real[b, j] and real[b, i]]
             rows.append(sum(others) / len(others) if others else 0 * v[b, i])
     return torch.stack(rows).view(B, T, C)
 

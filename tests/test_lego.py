@@ -1,4 +1,4 @@
-"""lego.py: the tasks are groups, the solver is right by hand, `sample` is right by the solver, and bad text is refused."""
+"""lego.py: tasks are groups, the solver is right by hand, `sample` is right by the solver, bad text is refused."""
 import collections
 import sys
 
@@ -25,7 +25,7 @@ def test_action_table_is_a_group_action(name):
     assert action.shape == (G, len(task.values)) and action.dtype == torch.int64
     to_operation = action[:, task.root].argsort()  # the operation that takes the root to a given value, the only one:
     assert action[:, task.root].sort().values.tolist() == list(range(G))
-    product = to_operation[action[:, action[:, task.root]]]  # product[g, h]: the operation that takes the root to g.(h.root)
+    product = to_operation[action[:, action[:, task.root]]]  # product[g, h] takes the root to g.(h.root)
     h = torch.arange(G)
     for g in range(0, G, max(1, G // 24)):  # g.(h.x) = (gh).x for all h and x
         assert torch.equal(action[g][action], action[product[g]][h])
@@ -110,7 +110,7 @@ def check_against_solver(task, batch, partial=False):
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("n", [1, 2, 12, 26])
 def test_sample_agrees_with_solver(name, n):
-    """Labels, their positions and the chain order, 100 sentences each: fails if a model would learn from wrong labels."""
+    """Labels, positions and chain order of 100 sentences each: fails if a model would learn from wrong labels."""
     task = lego.make_task(name)
     batch = lego.sample(task, 100, n, generator())
     assert batch.tokens.shape == (100, 5 * n) and batch.positions.shape == batch.values.shape == (100, n)
@@ -275,4 +275,5 @@ def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, capsys, *arguments)
     message = capsys.readouterr().err
-    assert stop.value.code == 2 and message.startswith("lego.py: ") and message.count("\n") == 1 and "expected" in message
+    assert stop.value.code == 2 and message.count("\n") == 1
+    assert message.startswith("lego.py: ") and "expected" in message
