@@ -94,8 +94,10 @@ def _apply_association(v, plan):
         return plan.matrix.to(v.dtype) @ v
     elif plan.implementation == "segment":
         rows = v.flatten(0, 1)  # (B, T, C) -> (B T, C)
+        rows = rows.to(torch.promote_types(v.dtype, torch.float32))  # bfloat16 would lose terms of a long sum
         sums = torch.zeros_like(rows).index_add_(0, plan.group, rows)
-        return (sums[plan.group] - rows).view_as(v) * plan.weight.to(v.dtype)
+        return ((sums[plan.group] - rows).view(v.shape) * plan.weight).to(v.dtype)
+    raise AssertionError(plan.implementation)
 
 
 class Association(torch.autograd.Function):

@@ -129,22 +129,19 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
     n_distractor  length of a second, independent chain with its own root clause, its own variables and no labels,
                   shuffled into the same sentence; 0 for none
     drop          the chain index of a clause to leave out (0 is the root clause, n - 1 the last): an int for the whole
-                  batch, (B,) int64 for one each, or "random" to draw one each; None for none. From there on no value
-                  is determined: the labels are IGNORE. The dropped variable still is the next clause's argument.
+                  batch, (B,) int64 below n for one each, or "random" to draw one each; None for none. From there on
+                  no value is determined: the labels are IGNORE. The dropped variable still is the next argument.
 
     Returns a Batch with T = 5 (n + n_distractor), 5 less if a clause is dropped.
     Raises ValueError if a length is out of range.
     """
     n_names, B = len(task.names), batch_size
-    if isinstance(n_clauses, tuple):
-        low, high = n_clauses
-        if not 1 <= low <= high:
-            raise ValueError(f"n_clauses={n_clauses}: expected a pair with 1 <= low <= high")
-        n_clauses = int(torch.randint(low, high + 1, (), generator=generator, device=device))
-    n, N = n_clauses, n_clauses + n_distractor
-    if not (n >= 1 and n_distractor >= 0 and N <= n_names):
-        raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all "
+    low, high = n_clauses if isinstance(n_clauses, tuple) else (n_clauses, n_clauses)
+    if not (1 <= low <= high and n_distractor >= 0 and high + n_distractor <= n_names):
+        raise ValueError(f"n_clauses={n_clauses}, n_distractor={n_distractor}: expected at least 1 and 0, and in all "
                          f"at most n_names={n_names}")
+    n = low if low == high else int(torch.randint(low, high + 1, (), generator=generator, device=device))
+    N = n + n_distractor
     if isinstance(drop, str) and drop == "random" and N > 1:
         drop = torch.randint(n, (B,), generator=generator, device=device)
     elif isinstance(drop, (int, str)):
@@ -206,11 +203,11 @@ def parse(text, task) -> list[tuple[str, str, str]]:
     if not clauses[-1].strip():
         clauses.pop()
     if not clauses:
-        raise ValueError(f"sentence '{text}': expected clauses such as '{_example(task)}'")
+        raise ValueError(f"sentence {text!r}: expected clauses such as '{_example(task)}'")
     parsed = [pattern.fullmatch(clause) for clause in clauses]
     for clause, match in zip(clauses, parsed):
         if not match:
-            raise ValueError(f"clause '{clause.strip()}': expected variable=operation argument, such as "
+            raise ValueError(f"clause {clause.strip()!r}: expected variable=operation argument, such as "
                              f"'{_example(task)}', with a variable of {listed(task.names)}, an operation of "
                              f"{listed(task.operations)}, and a variable or the root {task.root_symbol}")
     return [match.groups() for match in parsed]

@@ -12,7 +12,6 @@ the normalised state is ours.
 """
 from dataclasses import dataclass
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -59,8 +58,10 @@ class Block(nn.Module):
         super().__init__()
         self.norm_first = config.norm_first
         self.norm1 = nn.LayerNorm(config.n_embd)
-        self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.kernel_size,
-                                   config.association_share, config.vanilla_share, config.chained, config.association)
+        self.attn = make_attention(
+            config.attention, config.n_embd, config.n_head, kernel_size=config.kernel_size, chained=config.chained,
+            association_share=config.association_share, vanilla_share=config.vanilla_share,
+            association=config.association)
         self.norm2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config.n_embd)
 

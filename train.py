@@ -48,7 +48,7 @@ class Config:
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 11  # blocks; for a tied model the loops of its one block in training ...
     loop_jitter: int = 3  # ... give or take this many, drawn for each step; 0: always n_layer. Tied only
-    eval_loops: int = 16  # loops at test time; 0: n_layer. Tied only
+    eval_loops: int = 20  # loops at test time: one for each link of the chain, some to spare; 0: n_layer. Tied only
     n_embd: int = 64  # width C
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     norm_state: bool = True  # normalise the state between blocks, so that every loop is the same map
@@ -62,8 +62,8 @@ class Config:
     association: str = "auto"  # lego, hybrid: dense, segment, or auto, the faster one for this length
     # optimisation
     batch_size: int = 128  # sentences a step, all of them new
-    max_steps: int = 1000
-    stop_at: float = 0.999  # end when all variables are this accurate at 5 evaluations in a row; 0: run to max_steps
+    max_steps: int = 600
+    stop_at: float = 0.999  # end when all variables have this accuracy over 5 evaluations; 0: run to max_steps
     lr: float = 4e-3  # AdamW: embeddings, convolutions, head, norms and biases
     muon_lr: float = 4e-2  # Muon: the matrices of the blocks; 0: AdamW trains these too
     beta2: float = 0.99  # AdamW
@@ -75,7 +75,7 @@ class Config:
     seed: int = 0
     # evaluation and files
     eval_every: int = 10  # steps
-    eval_size: int = 1000  # sentences
+    eval_size: int = 500  # sentences, new ones at each evaluation
     out_dir: str = "out"  # "": write nothing
     resume: bool = False  # continue the checkpoint in out_dir, with its dials but for those on the command line
     ask: str = ""  # a sentence: let the checkpoint in out_dir answer it, and train nothing
@@ -111,15 +111,17 @@ def check(config):
         ("warmup_steps", c.warmup_steps >= 0, "at least 0"),
         ("schedule", c.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
         ("ema", 0 <= c.ema < 1, "0 to below 1"),
-        ("seed", 0 <= c.seed < 2**63, "0 to 2^63 - 1"),
+        ("seed", 0 <= c.seed < 2**29, "0 to 2^29 - 1"),
         ("eval_every", c.eval_every >= 1, "at least 1"),
         ("eval_size", c.eval_size >= 1, "at least 1"),
         ("dtype", c.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
     ]:
         if not ok:
             raise ValueError(f"{dial}={getattr(c, dial)}: expected {expected}")
-    if c.out_dir and Path(c.out_dir).exists() and not Path(c.out_dir).is_dir():
-        raise ValueError(f"out_dir={c.out_dir}: expected a folder, this is a file")
+
+
+MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every")  # dials of the run that --resume continues ...
+ELSEWHERE = ("out_dir", "device", "compile", "resume", "ask")  # ... and those that a checkpoint does not bring along
 
 
 def override(config, arguments) -> Config:
@@ -132,6 +134,8 @@ def override(config, arguments) -> Config:
             near = difflib.get_close_matches(key, dials, n=1)
             raise ValueError(f"'{argument}': expected --dial=value with a dial of train.Config"
                              + (f", --{near[0]} perhaps" if near else "; --help lists them"))
+        if not equals and dials[key] is not bool:
+            raise ValueError(f"{argument}: expected {argument}=value")
         try:
             if dials[key] is bool:
                 values[key] = {"true": True, "false": False}[text.lower() if equals else "true"]
@@ -167,15 +171,24 @@ def hardware(device) -> str:
 # model, predictions, accuracy
 
 
+STREAMS = ("weights", "sentences", "loops", "test", "examples")
+
+
+def make_generator(config, stream, device="cpu") -> torch.Generator:
+    """Random numbers of their own for each purpose. Seeds are 2^29 apart: on a CPU only their lowest 32 bits count."""
+    return torch.Generator(device).manual_seed(config.seed + STREAMS.index(stream) * 2**29)
+
+
 def make_model(config) -> Transformer:
-    """The Transformer that the dials describe, with random weights."""
+    """The Transformer that the dials describe, with the random weights of its seed."""
+    torch.manual_seed(config.seed)
     task = lego.make_task(config.task, config.n_names)
     dials = {name: value for name, value in asdict(config).items() if name in ModelConfig.__dataclass_fields__}
     block_size = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
     return Transformer(ModelConfig(len(task.vocab), len(task.values), block_size=block_size, **dials))
 
 
-def test_loops(config):
+def loops_at_test(config):
     """The loops at test time; None, the only number there is, for an untied model."""
     return (config.eval_loops or config.n_layer) if config.tied else None
 
@@ -195,7 +208,7 @@ def predict(model, batch, n_loops=None, chunk=128):
 
 def accuracy(model, batch, n_loops=None) -> list[float]:
     """The share of sentences in which a variable is right, for every variable in chain order; all need a label."""
-    return (predict(model, batch, n_loops) == batch.values).double().mean(0).tolist()
+    return (predict(model, batch, n_loops) == batch.values).cpu().double().mean(0).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -260,21 +273,19 @@ def train(config, model=None) -> dict:
     check(config)
     device = pick_device(config.device)
     task = lego.make_task(config.task, config.n_names)
-    torch.manual_seed(config.seed)
+    if config.out_dir:
+        make_folder(config.out_dir)
     model = (make_model(config) if model is None else model).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizers = make_optimizers(model, config)
-    data = torch.Generator(device).manual_seed(config.seed)  # draws the sentences
-    dice = torch.Generator().manual_seed(config.seed)  # draws the number of loops
-    unseen = torch.Generator(device).manual_seed(config.seed + 2**62)  # a stream apart from the training sentences
-    test = lego.sample(task, config.eval_size, config.n_clauses, unseen, device)
-
+    generators = {"sentences": make_generator(config, "sentences", device), "loops": make_generator(config, "loops"),
+                  "test": make_generator(config, "test", device)}
     history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
                    torch=str(torch.__version__), step=[], loss=[], accuracy=[], seconds=[], flops=[], tokens=[],
                    tokens_per_second=0.0)
     step = 0
     if config.resume:
-        step = restore(config, model, averaged, optimizers, data, dice, history, device)
+        step = restore(config, model, averaged, optimizers, generators, history)
     if config.compile:
         for block in model.blocks:
             block.compile()
@@ -290,8 +301,9 @@ def train(config, model=None) -> dict:
             seconds += time.perf_counter() - clock
             if step and not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr, muon_lr")
+            test = lego.sample(task, config.eval_size, config.n_clauses, generators["test"], device)
             with autocast:
-                history["accuracy"].append(accuracy(averaged.module, test, test_loops(config)))
+                history["accuracy"].append(accuracy(averaged.module, test, loops_at_test(config)))
             history["step"].append(step)
             history["loss"].append(loss if step else None)
             history["seconds"].append(seconds)
@@ -299,8 +311,8 @@ def train(config, model=None) -> dict:
             history["tokens"].append(tokens)
             history["tokens_per_second"] = tokens / seconds if tokens else 0.0
             bar.write(report(history))
-            if config.out_dir:
-                save(config, model, averaged, optimizers, data, dice, history)
+            if config.out_dir and step:  # not at the start: the last run's files stay until there is something better
+                save(config, model, averaged, optimizers, generators, history)
             clock, losses = time.perf_counter(), []
         if step >= config.max_steps or stands(history):
             break
@@ -310,11 +322,11 @@ def train(config, model=None) -> dict:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_multiplier(step, config)
         n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
-        batch = lego.sample(task, config.batch_size, n_clauses, data, device, config.n_distractor,
+        batch = lego.sample(task, config.batch_size, n_clauses, generators["sentences"], device, config.n_distractor,
                             drop="random" if config.drop_clause else None)
         n_loops = None
         if config.tied:
-            jitter = torch.randint(-config.loop_jitter, config.loop_jitter + 1, (), generator=dice)
+            jitter = torch.randint(-config.loop_jitter, config.loop_jitter + 1, (), generator=generators["loops"])
             n_loops = config.n_layer + int(jitter)
         with autocast:
             loss = loss_of(model, batch, config, n_loops)
@@ -338,9 +350,9 @@ def train(config, model=None) -> dict:
 
 
 def stands(history, n_evaluations=5) -> bool:
-    """Whether the run has reached its end: every variable at stop_at or better, and not for a moment only."""
+    """Whether the run has reached its end: every variable at stop_at or better in the last evaluations together."""
     stop_at, last = history["config"]["stop_at"], history["accuracy"][-n_evaluations:]
-    return stop_at > 0 and len(last) == n_evaluations and all(min(row) >= stop_at for row in last)
+    return 0 < stop_at <= min(sum(column) / n_evaluations for column in zip(*last))
 
 
 def report(history) -> str:
@@ -359,21 +371,31 @@ def report(history) -> str:
 def write(path, save):
     """Has `save` write to a file beside `path`, and then puts that file in its place."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    save(beside)
-    os.replace(beside, path)
+    try:
+        save(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def make_folder(out_dir):
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out_dir={out_dir}: expected a folder that can be written to ({error.strerror})") from None
 
 
 def checkpoint_path(config) -> Path:
     return Path(config.out_dir) / "checkpoint.pt"
 
 
-def save(config, model, averaged, optimizers, data, dice, history):
+def save(config, model, averaged, optimizers, generators, history):
     """Everything that --ask needs (config, model) and --resume (the rest), and the history for people to read."""
     checkpoint = dict(
         config=asdict(config), model=averaged.module.state_dict(), last=model.state_dict(), history=history,
-        optimizers=[optimizer.state_dict() for optimizer in optimizers], data=data.get_state(), dice=dice.get_state())
+        optimizers=[optimizer.state_dict() for optimizer in optimizers],
+        generators={name: generator.get_state() for name, generator in generators.items()})
     write(checkpoint_path(config), lambda beside: torch.save(checkpoint, beside))
     write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
 
@@ -400,20 +422,24 @@ def load_weights(config, model, weights):
         raise ValueError(f"{checkpoint_path(config)}: expected the shape that the dials describe: {first}") from None
 
 
-def restore(config, model, averaged, optimizers, data, dice, history, device) -> int:
+def restore(config, model, averaged, optimizers, generators, history) -> int:
     """Brings a run to where the checkpoint in out_dir left it, and returns the step."""
     checkpoint = read_checkpoint(config)
+    for dial, value in checkpoint["config"].items():
+        if getattr(config, dial) != value and dial not in MAY_CHANGE + ELSEWHERE:
+            raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
+                             f"only {', '.join(MAY_CHANGE)} may change")
     load_weights(config, model, checkpoint["last"])
     load_weights(config, averaged.module, checkpoint["model"])
     step = checkpoint["history"]["step"][-1]
     averaged.n_averaged.fill_(step)
     for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-        peaks = [group["peak_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
-        for group, peak in zip(optimizer.param_groups, peaks):
-            group["peak_lr"] = peak  # a learning rate of the command line holds
-    data.set_state(checkpoint["data"])
-    dice.set_state(checkpoint["dice"])
+    try:
+        for name, generator in generators.items():
+            generator.set_state(checkpoint["generators"][name])
+    except RuntimeError:
+        raise ValueError(f"device={config.device}: expected the kind of device that the run to resume is on") from None
     for key in ("step", "loss", "accuracy", "seconds", "flops", "tokens", "tokens_per_second"):
         history[key] = checkpoint["history"][key]
     return step
@@ -443,7 +469,7 @@ def draw_accuracy(axes, histories):
     axes.axhline(chance, color="gray", linestyle=":", label="chance")
     axes.text(steps[-1], chance + 0.5, f"chance, {chance:.3g}%  ", color="gray", ha="right", va="bottom")
     axes.set(xlabel=f"training steps, of {config['batch_size']} fresh sentences each", ylabel="test accuracy (%)",
-             xlim=(0, max(steps[-1], 1)), ylim=(max(0, chance - 10), 101.5))
+             xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, runs.min() - 2)), 101.5))
 
 
 def plot_accuracy(history, path):
@@ -470,11 +496,10 @@ def plot_accuracy(history, path):
 def show_sentences(model, config, n_sentences=3):
     """Prints sentences that the model has not seen, the model's values beside the true ones, mistakes first."""
     device, task = next(model.parameters()).device, lego.make_task(config.task, config.n_names)
-    unseen = torch.Generator(device).manual_seed(config.seed + 2**62 + 1)
-    batch = lego.sample(task, 256, config.n_clauses, unseen, device)
-    predictions = predict(model, batch, test_loops(config))
+    batch = lego.sample(task, 256, config.n_clauses, make_generator(config, "examples", device), device)
+    predictions = predict(model, batch, loops_at_test(config))
     mistakes = (predictions != batch.values).sum(1)
-    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake; those with the most first:")
+    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake; some of the sentences:")
     for i in mistakes.argsort(descending=True, stable=True)[:n_sentences]:
         rows = {"chain": [task.vocab[t] for t in batch.tokens[i, batch.positions[i]]],
                 "truth": [task.values[v] for v in batch.values[i]], "model": [task.values[v] for v in predictions[i]]}
@@ -498,15 +523,17 @@ def ask(config, text):
     load_weights(config, model, checkpoint["model"])
     order = [task.vocab[t] for t in tokens[0, :: lego.TOKENS_PER_CLAUSE]]
     positions = [lego.TOKENS_PER_CLAUSE * order.index(variable) for variable in truth]
-    n_loops = max(test_loops(config), len(truth) + 4) if config.tied else None  # a link takes a loop; some to spare
+    n_loops = max(loops_at_test(config), len(truth) + 8) if config.tied else None  # a link takes a loop; some to spare
     states = [x[0, positions] for x, _ in model.trace(tokens, n_loops)]  # per loop (n, C)
     probabilities = model.readout(torch.stack(states)).softmax(-1)  # (loops, n, n_out)
     answers = probabilities.argmax(-1)  # (loops, n)
     settled = (answers != answers[-1]).long() * torch.arange(1, len(states) + 1, device=device)[:, None]
     settled = settled.amax(0) + 1  # the loop behind the last one with another answer
+    width = max(map(len, task.values))
     for i, (variable, value) in enumerate(truth.items()):
         answer = task.values[answers[-1, i]]
-        print(f"{variable:>5}   model {answer:>3}   probability {probabilities[-1, i].max():.4f}   truth {value:>3}   "
+        print(f"{variable:>5}   model {answer:>{width}}   probability {probabilities[-1, i].max():.4f}   "
+              f"truth {value:>{width}}   "
               + (f"settled at loop {int(settled[i]):2d} of {len(states)}   " if config.tied else "")
               + ("" if answer == value else "wrong"))
 
@@ -520,13 +547,14 @@ def main(arguments):
         print("\n".join(f"    --{field.name}={field.default}" for field in fields(Config)))
         return
     config = override(Config(), arguments)
-    if config.ask or config.resume:  # the checkpoint's dials, and the command line's on top
+    asked = any(argument.startswith("--ask=") for argument in arguments)
+    if asked or config.resume:  # the checkpoint's dials, and the command line's on top
         if not config.out_dir:
             raise ValueError("out_dir=: expected the folder of the checkpoint")
-        here = dict(out_dir=config.out_dir, device=config.device, compile=config.compile)
+        here = {dial: getattr(config, dial) for dial in ELSEWHERE}
         config = override(Config(**{**read_checkpoint(config)["config"], **here}), arguments)
     check(config)
-    if config.ask:
+    if asked:
         ask(config, config.ask)
         return
     model = make_model(config)
@@ -544,5 +572,5 @@ if __name__ == "__main__":
     try:
         lego.command_line(main)
     except KeyboardInterrupt:
-        print("train.py: stopped; python train.py --resume continues from the last evaluation", file=sys.stderr)
+        print("train.py: stopped; --resume continues from the last evaluation that was saved", file=sys.stderr)
         sys.exit(130)

@@ -7,6 +7,7 @@ The key plots: one script each, and beside it the PNG and the JSON of the number
 Each has a NAME and `draw(numbers)`, which returns a matplotlib figure; the numbers are saved as they arrive.
 """
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def load(name) -> dict:
 
 def train_all(name, groups):
     """
-    Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run that the file already holds,
-    with the same dials, is kept: a stopped figure goes on, and to make one anew delete its JSON.
+    Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run with the same dials that
+    the file already holds is kept: a stopped figure goes on, and to make one anew delete its JSON.
     """
     try:
         found = [history for runs in load(name).values() for history in runs]
@@ -48,6 +49,14 @@ def train_all(name, groups):
             if histories[label][i] is None:
                 histories[label][i] = train.train(config)
                 save(name, {label: [h for h in runs if h] for label, runs in histories.items()})
+
+
+def make(name, groups, draw):
+    """A figure's command line: the runs that are missing, then the picture. Raises ValueError for an argument."""
+    if len(sys.argv) > 1:
+        raise ValueError(f"'{sys.argv[1]}': expected no argument; the runs of this figure stand in its script")
+    train_all(name, groups)
+    redraw(name, draw)
 
 
 def redraw(name, draw):

@@ -1,49 +1,48 @@
 """
 The key plot: test accuracy of every variable over training, for the default model on the paper's two tasks.
 
-Claim (the paper's, in direction): Transformers learn to follow a chain of reasoning, one variable after another; tied ones
-go on beyond the variables that they are supervised on. Here the tied model goes on to the end of the chain.
+Claim (the paper's, in direction): Transformers learn to follow a chain of reasoning, one variable after another; tied
+ones go on beyond the variables that they are supervised on. Here the tied model goes on to the end of the chain.
 
     python -m figures.learning
 
-Runs: `python train.py`, `python train.py --task=d3`, and the first again with --every_layer=False; all with stop_at=0, so
-that the seeds have the same length and the plot shows whether what is learned stays learned.
+Runs: `python train.py`, `python train.py --task=d3`, and the first again with --every_layer=False; all with stop_at=0,
+so that the seeds have the same length and the plot shows whether what is learned stays learned.
 """
+import figures
 import lego
 import train
-from figures import redraw, train_all
 
 NAME = "learning"
+SAME = dict(stop_at=0.0, out_dir="")
 GROUPS = {
-    "sign": [train.Config(max_steps=200, stop_at=0.0, out_dir="", seed=seed) for seed in range(5)],
-    "d3": [train.Config(task="d3", max_steps=400, stop_at=0.0, out_dir="", seed=seed) for seed in range(3)],
+    "sign": [train.Config(max_steps=200, seed=seed, **SAME) for seed in range(5)],
+    "d3": [train.Config(task="d3", max_steps=400, seed=seed, **SAME) for seed in range(3)],
     "sign, asked after the last loop only": [
-        train.Config(every_layer=False, max_steps=200, stop_at=0.0, out_dir="", seed=seed) for seed in range(3)],
+        train.Config(every_layer=False, max_steps=200, seed=seed, **SAME) for seed in range(3)],
 }
 
 
 def draw(groups):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(groups))
+    figure = Figure(figsize=(5 * len(groups), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (label, histories) in zip(panels, groups.items()):
         train.draw_accuracy(axes, histories)
         seconds = [history["seconds"][-1] for history in histories]
         worst = 100 * min(min(history["accuracy"][-1]) for history in histories)
-        order = len(lego.make_task(histories[0]["config"]["task"]).operations)
-        axes.set_title(f"{label} (a group of {order}): all end at {worst:.1f}% or better\n{len(histories)} seeds, mean and "
-                       f"range; {min(seconds):.0f} to {max(seconds):.0f} s of training", fontsize=10)
+        axes.set_title(f"{label}: all variables end at {worst:.1f}% or better\n{len(histories)} seeds, mean and range; "
+                       f"{min(seconds):.0f} to {max(seconds):.0f} s of training each", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), title="variable,\nin chain order", loc="outside center right",
                   frameon=False)
-    history = next(iter(groups.values()))[0]
+    history = groups["sign"][0]
     config = history["config"]
-    figure.suptitle(f"Supervised on the first {config['n_supervised']} of {config['n_clauses']} variables, a tied block of "
-                    f"{history['n_parameters'] // 1000}k parameters learns to follow the whole chain "
+    figure.suptitle(f"Supervised on the first {config['n_supervised']} of {config['n_clauses']} variables, a tied "
+                    f"block of {history['n_parameters'] // 1000}k parameters learns to follow the chain to its end "
                     f"({history['hardware']})", fontweight="bold", fontsize=12)
     return figure
 
 
 if __name__ == "__main__":
-    train_all(NAME, GROUPS)
-    redraw(NAME, draw)
+    lego.command_line(lambda arguments: figures.make(NAME, GROUPS, draw))

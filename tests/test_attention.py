@@ -7,6 +7,7 @@ import attention
 from attention import LegoAttention, Manipulation, VanillaAttention, associate, make_attention, make_plan
 
 IMPLEMENTATIONS = ["dense", "segment"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 7), (2, 61, 9), (1, 257, 3)]  # B, T, C
 KINDS = {
     "vanilla": dict(kind="vanilla"),
@@ -49,21 +50,23 @@ def test_association_by_hand(implementation):
     assert associate(v, make_plan(tokens, last, implementation)).flatten().tolist() == [3, 0, 1, 0]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("B, T, C", SHAPES)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_association_against_loops(implementation, B, T, C, padded):
+def test_association_against_loops(implementation, B, T, C, padded, device):
     """Values and gradients at odd sizes, in float64, and the values in float32."""
     tokens, padding_mask = example(B, T, padded=padded)
     v = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(B, T, C, dtype=torch.float64)
     expected = association_by_loops(v, tokens, padding_mask)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), v)
-    plan = make_plan(tokens, padding_mask, implementation)
-    (gradient,) = torch.autograd.grad((associate(v, plan) * weight).sum(), v)
-    torch.testing.assert_close(associate(v, plan), expected, atol=1e-6, rtol=1e-6)
+    plan = make_plan(tokens.to(device), None if padding_mask is None else padding_mask.to(device), implementation)
+    y = associate(v.to(device), plan).cpu()
+    (gradient,) = torch.autograd.grad((y * weight).sum(), v)
+    torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(associate(v.float(), plan), expected.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(associate(v.float().to(device), plan).cpu(), expected.float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -91,6 +94,15 @@ def test_association_of_one_group_and_of_none(implementation, n_tokens):
     v = torch.randn(2, 33, 4, dtype=torch.float64)
     torch.testing.assert_close(associate(v, make_plan(tokens, implementation=implementation)),
                                association_by_loops(v, tokens), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_association_in_bfloat16_does_not_lose_terms(implementation):
+    """257 values of a group are added up in float32: a sum kept in bfloat16 sticks at 256."""
+    tokens, v = torch.zeros(1, 257, dtype=torch.int64), torch.ones(1, 257, 2, dtype=torch.bfloat16)
+    y = associate(v, make_plan(tokens, implementation=implementation))
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, v, atol=0.01, rtol=0)
 
 
 def test_auto_takes_the_implementation_it_documents():
@@ -178,6 +190,30 @@ def test_contract(kind):
     assert weights.shape == (3, n_map, 10, 10) and (weights >= 0).all()
     rows = weights.sum(-1)  # a row sums to one, or to zero where association finds nothing
     torch.testing.assert_close(rows, rows.round(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind):
+    """The gradient of every module, of its input and of its weights, against finite differences, with padding."""
+    module = make_attention(n_embd=4, n_head=2, **KINDS[kind]).double()
+    tokens, padding_mask = example(2, 6, n_tokens=3)
+    x = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
+    names, weights = zip(*module.named_parameters())
+
+    def run(x, *weights):
+        return torch.func.functional_call(module, dict(zip(names, weights)), (x, tokens, padding_mask))[~padding_mask]
+
+    assert torch.autograd.gradcheck(run, (x, *weights), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "chained", "hybrid, segment"])
+def test_module_is_traced_whole_by_torch_compile(kind):
+    """No graph break at association, where torch.compile would lose its fusions. Traced only, so no compiler is needed."""
+    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    x, (tokens, _) = torch.randn(3, 10, 12, requires_grad=True), example(3, 10)
+    plan = make_plan(tokens)
+    whole = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x, tokens, None, plan), module(x, tokens, None, plan))
 
 
 @pytest.mark.parametrize("kind", KINDS)
