@@ -208,7 +208,7 @@ def test_gradcheck(kind):
 
 @pytest.mark.parametrize("kind", ["vanilla", "chained", "hybrid, segment"])
 def test_module_is_traced_whole_by_torch_compile(kind):
-    """No graph break at association, where torch.compile would lose its fusions. Traced only, so no compiler is needed."""
+    """No graph break at association, where torch.compile would lose its fusions. Traced only: needs no compiler."""
     module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
     x, (tokens, _) = torch.randn(3, 10, 12, requires_grad=True), example(3, 10)
     plan = make_plan(tokens)
