@@ -469,7 +469,7 @@ def draw_accuracy(axes, histories):
     axes.axhline(chance, color="gray", linestyle=":", label="chance")
     axes.text(steps[-1], chance + 0.5, f"chance, {chance:.3g}%  ", color="gray", ha="right", va="bottom")
     axes.set(xlabel=f"training steps, of {config['batch_size']} fresh sentences each", ylabel="test accuracy (%)",
-             xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, runs.min() - 2)), 101.5))
+             xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))
 
 
 def plot_accuracy(history, path):
