@@ -36,7 +36,8 @@ def draw(groups):
         seconds = [history["seconds"][-1] for history in histories]
         worst = 100 * min(min(history["accuracy"][-1]) for history in histories)
         axes.set_title(f"{label}: {len(histories)} seeds, mean and range\n"
-                       f"the worst variable of any seed ends at {worst:.1f}%; {min(seconds):.0f} to {max(seconds):.0f} s each", fontsize=10)
+                       f"the worst variable of any seed ends at {worst:.1f}%; "
+                       f"{min(seconds):.0f} to {max(seconds):.0f} s of training each", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), title="variable,\nin chain order", loc="outside center right",
                   frameon=False)
     history = groups["sign"][0]
