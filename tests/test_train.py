@@ -92,6 +92,22 @@ def test_resumed_run_is_the_unbroken_run(run, tmp_path):
     torch.testing.assert_close(*state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("every_layer", [True, False])
+def test_loss_asks_for_a_variable_after_the_layers_that_can_know_it(every_layer):
+    """Term by term: variable i (from 0) behind layers i + 1 (from 0) and later, all behind the last, no others."""
+    config = tiny(every_layer=every_layer, n_supervised=3)
+    model = train.make_model(config)
+    batch = lego.sample(lego.make_task("sign"), 8, 4, drop=2)  # the third variable has no label
+    terms = []
+    for layer, (x, _) in enumerate(model.trace(batch.tokens, n_loops=3)):
+        log_p = model.readout(x).log_softmax(-1)
+        for i in range(2):
+            if layer == 2 or every_layer and layer > i:
+                terms += [-log_p[b, batch.positions[b, i], batch.values[b, i]] for b in range(8)]
+    assert len(terms) == (24 if every_layer else 16)
+    torch.testing.assert_close(train.loss_of(model, batch, config, n_loops=3), torch.stack(terms).mean())
+
+
 def test_flops_are_those_of_the_steps_made():
     """20 steps of 32 sentences of 4 clauses, at three times a forward pass: what figures plot accuracy against."""
     config = tiny(loop_jitter=0)
