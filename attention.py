@@ -159,14 +159,18 @@ class Manipulation(nn.Module):
 
 
 class VanillaAttention(nn.Module):
-    """Multi-head softmax attention: n_head heads share n_channels (C if None). The attention map has H = n_head."""
+    """
+    Multi-head softmax attention: n_head heads share n_channels (C if None). In training each entry of the attention
+    map is dropped with probability `dropout`, as in BERT. The attention map has H = n_head.
+    """
 
-    def __init__(self, n_embd, n_head, n_channels=None):
+    def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0):
         super().__init__()
         n_channels = n_channels or n_embd
         if n_head < 1 or n_channels % n_head:
             raise ValueError(f"n_head={n_head}: expected a divisor of the {n_channels} channels")
         self.n_head = n_head
+        self.dropout = dropout
         self.query = nn.Linear(n_embd, n_channels)
         self.key = nn.Linear(n_embd, n_channels)
         self.value = nn.Linear(n_embd, n_channels)
@@ -177,13 +181,13 @@ class VanillaAttention(nn.Module):
         split = lambda y: y.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, C/H)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         mask = None if padding_mask is None else ~padding_mask[:, None, None, :]  # (B, 1, 1, T), True: may be seen
-        weights = None
+        weights, dropout = None, self.dropout if self.training else 0.0
         if need_weights:  # F.scaled_dot_product_attention never builds the map: the same by hand
             scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5  # (B, H, T, T)
             weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
-            y = weights @ v
+            y = F.dropout(weights, dropout) @ v
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         y = self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, C/H) -> (B, T, C)
         return (y, weights) if need_weights else y
 
@@ -270,7 +274,7 @@ class HybridAttention(nn.Module):
 
 
 def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, vanilla_share=0.5, chained=True,
-                   association="auto"):
+                   association="auto", dropout=0.0):
     """
     The attention module of that name.
 
@@ -281,12 +285,13 @@ def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, v
     vanilla_share      share of a hybrid's heads that are vanilla
     chained            True: convolution behind association; False: side by side
     association        its implementation: auto, dense or segment
+    dropout            of the entries of vanilla attention maps, in training
 
     Raises ValueError for another name or a size out of range.
     """
     lego = dict(kernel_size=kernel_size, association_share=association_share, chained=chained, association=association)
     if kind == "vanilla":
-        return VanillaAttention(n_embd, n_head)
+        return VanillaAttention(n_embd, n_head, dropout=dropout)
     elif kind == "lego":
         return LegoAttention(n_embd, **lego)
     elif kind == "hybrid":
@@ -295,7 +300,7 @@ def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, v
             raise ValueError(f"n_head={n_head}, vanilla_share={vanilla_share}: expected a divisor of n_embd={n_embd}, "
                              f"and a share that leaves at least one head of either kind")
         n_vanilla = kept * n_embd // n_head
-        return HybridAttention(VanillaAttention(n_embd, kept, n_channels=n_vanilla),
+        return HybridAttention(VanillaAttention(n_embd, kept, n_vanilla, dropout),
                                LegoAttention(n_embd, n_channels=n_embd - n_vanilla, **lego))
     raise ValueError(f"attention={kind}: expected vanilla, lego or hybrid")
 

@@ -30,6 +30,7 @@ class ModelConfig:
     tied: bool  # one block for all layers
     norm_first: bool  # pre-norm, and a norm before the head; False: post-norm, and a norm behind the embedding
     norm_state: bool  # layer norm without gain on the state, before the first block and after every one
+    dropout: float  # in training, where BERT has it: on the embedding, the attention maps, and both parts of a block
     init_std: float  # of all weights at the start; biases are 0
     positions: str  # learned or none
     block_size: int  # the longest sentence in tokens, if positions are learned
@@ -61,20 +62,21 @@ class Block(nn.Module):
         self.attn = make_attention(
             config.attention, config.n_embd, config.n_head, kernel_size=config.kernel_size, chained=config.chained,
             association_share=config.association_share, vanilla_share=config.vanilla_share,
-            association=config.association)
+            association=config.association, dropout=config.dropout)
         self.norm2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         """(B, T, C) -> the pair of (B, T, C) and the attention map (B, H, T, T), None unless asked for."""
         y = self.attn(self.norm1(x) if self.norm_first else x, tokens, padding_mask, plan, need_weights)
         y, weights = y if need_weights else (y, None)
         if self.norm_first:
-            x = x + y
-            x = x + self.mlp(self.norm2(x))
+            x = x + self.dropout(y)
+            x = x + self.dropout(self.mlp(self.norm2(x)))
         else:
-            x = self.norm1(x + y)
-            x = self.norm2(x + self.mlp(x))
+            x = self.norm1(x + self.dropout(y))
+            x = self.norm2(x + self.dropout(self.mlp(x)))
         return x, weights
 
 
@@ -93,6 +95,7 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, C)
         self.position_embedding = nn.Embedding(config.block_size, C) if config.positions == "learned" else None
         self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(C)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
         self.norm_final = nn.LayerNorm(C) if config.norm_first else nn.Identity()
         self.head = nn.Linear(C, config.n_out)
@@ -118,7 +121,7 @@ class Transformer(nn.Module):
                 raise ValueError(f"a sentence of {T} tokens: expected at most block_size={config.block_size}, "
                                  f"the length that the learned positions were made for")
             x = x + self.position_embedding.weight[:T]
-        x = self._norm_state(self.norm_embedding(x))
+        x = self._norm_state(self.dropout(self.norm_embedding(x)))
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask, config.association)
         for i in range(n_loops):
             block = self.blocks[0 if config.tied else i]

@@ -4,6 +4,7 @@ Trains a Transformer on LEGO and draws the test accuracy of every variable over 
     python train.py                                     tied LEGO attention, 12 clauses, the first 6 supervised
     python train.py --task=d3                           another task with the same dials
     python train.py --attention=vanilla --tied=False    any dial below is --key=value
+    python train.py --preset=paper                      many dials at once: see PRESETS
     python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
     python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
 
@@ -51,6 +52,7 @@ class Config:
     eval_loops: int = 20  # loops at test time: one for each link of the chain, some to spare; 0: n_layer. Tied only
     n_embd: int = 64  # width C
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
+    dropout: float = 0.0  # BERT: 0.1
     norm_state: bool = True  # normalise the state between blocks, so that every loop is the same map
     init_std: float = 0.1  # of all weights at the start; BERT: 0.02
     positions: str = "none"  # learned (BERT), or none: then any length of sentence will do
@@ -61,7 +63,8 @@ class Config:
     chained: bool = True  # lego, hybrid: convolution behind association; False: beside it
     association: str = "auto"  # lego, hybrid: dense, segment, or auto, the faster one for this length
     # optimisation
-    batch_size: int = 128  # sentences a step, all of them new
+    batch_size: int = 128  # sentences a step
+    n_train: int = 0  # sentences of a training set that is gone through again and again; 0: new ones at every step
     max_steps: int = 600
     stop_at: float = 0.999  # end when all variables have this accuracy over 5 evaluations; 0: run to max_steps
     lr: float = 4e-3  # AdamW: embeddings, convolutions, head, norms and biases
@@ -102,6 +105,9 @@ def check(config):
         ("batch_size", c.batch_size >= 1, "at least 1"),
         ("max_steps", c.max_steps >= 1, "at least 1"),
         ("stop_at", 0 <= c.stop_at <= 1, "0 to 1"),
+        ("n_train", not c.n_train or c.n_train >= c.batch_size, f"0, or at least batch_size={c.batch_size}"),
+        ("min_clauses", not (c.n_train and c.min_clauses), "0 with n_train: a fixed set has sentences of one length"),
+        ("dropout", 0 <= c.dropout < 1, "0 to below 1"),
         ("init_std", 0 < c.init_std < math.inf, "above 0"),
         ("lr", 0 < c.lr < math.inf, "above 0"),
         ("muon_lr", 0 <= c.muon_lr < math.inf, "0 or above"),
@@ -120,6 +126,16 @@ def check(config):
             raise ValueError(f"{dial}={getattr(c, dial)}: expected {expected}")
 
 
+PRESETS = {  # --preset=name sets these, and dials behind it on the command line go on top
+    # The official code's demo, which takes BERT's own dropout and no warm-up: BERT-base from random weights, 200 epochs
+    # of 120 steps. 0.74 EFLOP: 3 hours on 4 V100, its README says. On a GPU add --dtype=bfloat16 --compile.
+    "paper": dict(
+        attention="vanilla", tied=False, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_state=False,
+        positions="learned", init_std=0.02, dropout=0.1, every_layer=False, n_train=120_000, batch_size=1000,
+        max_steps=24_000, stop_at=0.0, lr=5e-5, muon_lr=0.0, beta2=0.999, weight_decay=0.0, grad_clip=0.0,
+        warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
+}
+
 MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every")  # dials of the run that --resume continues ...
 ELSEWHERE = ("out_dir", "device", "compile", "resume", "ask")  # ... and those that a checkpoint does not bring along
 
@@ -130,6 +146,11 @@ def override(config, arguments) -> Config:
     values = asdict(config)
     for argument in arguments:
         key, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--preset="):
+            if text not in PRESETS:
+                raise ValueError(f"preset={text}: expected {' or '.join(PRESETS)}")
+            values.update(PRESETS[text])
+            continue
         if not argument.startswith("--") or key not in dials:
             near = difflib.get_close_matches(key, dials, n=1)
             raise ValueError(f"'{argument}': expected --dial=value with a dial of train.Config"
@@ -171,21 +192,28 @@ def hardware(device) -> str:
 # model, predictions, accuracy
 
 
-STREAMS = ("weights", "sentences", "loops", "test", "examples")
+STREAMS = ("weights", "sentences", "loops", "test", "examples", "order", "dropout")
 
 
-def make_generator(config, stream, device="cpu") -> torch.Generator:
-    """Random numbers of their own for each purpose. Seeds are 2^29 apart: on a CPU only their lowest 32 bits count."""
-    return torch.Generator(device).manual_seed(config.seed + STREAMS.index(stream) * 2**29)
+def seed_of(config, stream, i=0) -> int:
+    """
+    Random numbers of their own for each purpose: the seed of a stream, or of the i-th of a sequence of streams. Those
+    of different purposes are at least 2^29 apart, and below 2^32: on a CPU no higher bits count.
+    """
+    return STREAMS.index(stream) * 2**29 + (config.seed + 1_000_003 * i) % 2**29
+
+
+def make_generator(config, stream, device="cpu", i=0) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(config, stream, i))
 
 
 def make_model(config) -> Transformer:
-    """The Transformer that the dials describe, with the random weights of its seed."""
-    torch.manual_seed(config.seed)
+    """The Transformer that the dials describe, with the random weights of its seed, in evaluation mode."""
+    torch.manual_seed(seed_of(config, "weights"))
     task = lego.make_task(config.task, config.n_names)
     dials = {name: value for name, value in asdict(config).items() if name in ModelConfig.__dataclass_fields__}
     block_size = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
-    return Transformer(ModelConfig(len(task.vocab), len(task.values), block_size=block_size, **dials))
+    return Transformer(ModelConfig(len(task.vocab), len(task.values), block_size=block_size, **dials)).eval()
 
 
 def loops_at_test(config):
@@ -213,6 +241,22 @@ def accuracy(model, batch, n_loops=None) -> list[float]:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # training
+
+
+def draw_sentences(config, size, generator):
+    """Sentences for training, as the dials have them."""
+    task = lego.make_task(config.task, config.n_names)
+    n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
+    return lego.sample(task, size, n_clauses, generator, generator.device, config.n_distractor,
+                       drop="random" if config.drop_clause else None)
+
+
+def repeat_sentences(config, pool, step):
+    """The batch of a step from a fixed training set, which is gone through in a new order in every epoch."""
+    epoch, i = divmod(step, config.n_train // config.batch_size)
+    order = torch.randperm(config.n_train, generator=make_generator(config, "order", i=epoch))  # drawn again each step,
+    rows = order[i * config.batch_size :][: config.batch_size].to(pool.tokens.device)  # so that a run can be resumed
+    return lego.Batch(*(x[rows] for x in pool))
 
 
 def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
@@ -276,6 +320,7 @@ def train(config, model=None) -> dict:
     if config.out_dir:
         make_folder(config.out_dir)
     model = (make_model(config) if model is None else model).to(device)
+    model.train()  # dropout on; the average below never drops
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizers = make_optimizers(model, config)
     generators = {"sentences": make_generator(config, "sentences", device), "loops": make_generator(config, "loops"),
@@ -283,6 +328,8 @@ def train(config, model=None) -> dict:
     history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
                    torch=str(torch.__version__), step=[], loss=[], accuracy=[], seconds=[], flops=[], tokens=[],
                    tokens_per_second=0.0)
+    averaged.eval()
+    pool = draw_sentences(config, config.n_train, generators["sentences"]) if config.n_train else None
     step = 0
     if config.resume:
         step = restore(config, model, averaged, optimizers, generators, history)
@@ -321,13 +368,16 @@ def train(config, model=None) -> dict:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_multiplier(step, config)
-        n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
-        batch = lego.sample(task, config.batch_size, n_clauses, generators["sentences"], device, config.n_distractor,
-                            drop="random" if config.drop_clause else None)
+        if pool:
+            batch = repeat_sentences(config, pool, step)
+        else:
+            batch = draw_sentences(config, config.batch_size, generators["sentences"])
         n_loops = None
         if config.tied:
             jitter = torch.randint(-config.loop_jitter, config.loop_jitter + 1, (), generator=generators["loops"])
             n_loops = config.n_layer + int(jitter)
+        if config.dropout:
+            torch.manual_seed(seed_of(config, "dropout", step))
         with autocast:
             loss = loss_of(model, batch, config, n_loops)
         model.zero_grad(set_to_none=True)
@@ -346,6 +396,7 @@ def train(config, model=None) -> dict:
             bar.set_postfix(loss=f"{loss.item():.4f}")
     bar.close()
     model.load_state_dict(averaged.module.state_dict())
+    model.eval()
     return history
 
 
@@ -545,6 +596,7 @@ def main(arguments):
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         print("\n".join(f"    --{field.name}={field.default}" for field in fields(Config)))
+        print(f"    --preset={' or '.join(PRESETS)}")
         return
     config = override(Config(), arguments)
     asked = any(argument.startswith("--ask=") for argument in arguments)

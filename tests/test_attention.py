@@ -142,6 +142,21 @@ def test_vanilla_against_torch(padded):
     torch.testing.assert_close(ours(x, tokens, padding_mask, need_weights=True), (expected, weights))
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_is_of_the_attention_map_and_right_on_average(need_weights):
+    """Off in evaluation; in training other entries each time, with the same output in the mean over many draws."""
+    module, (tokens, _) = VanillaAttention(8, n_head=2, dropout=0.5), example(1, 7)
+    x, tokens = torch.randn(1, 7, 8).expand(4000, -1, -1), tokens.expand(4000, -1)
+    run = lambda: module(x, tokens, need_weights=True)[0] if need_weights else module(x, tokens)
+    module.eval()
+    expected = run()
+    assert torch.equal(expected, run())
+    module.train()
+    draws = run()
+    assert (draws[0] - draws[1]).abs().max() > 0.1
+    torch.testing.assert_close(draws.mean(0), expected[0], atol=0.03, rtol=0)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("chained", [True, False])
 def test_lego_is_its_pathways_joined(chained, implementation):

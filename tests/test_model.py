@@ -66,6 +66,17 @@ def test_loops_at_call_time():
             Transformer(model_config(tied=tied))(tokens, n_loops=n_loops)
 
 
+@pytest.mark.parametrize("attention", ["vanilla", "lego"])
+def test_dropout_is_on_everything_that_is_added_to_the_state(attention):
+    """Dropping all leaves nothing: not of the embedding, and of no part of a block."""
+    model, (tokens, _) = Transformer(model_config(attention=attention, norm_state=False, dropout=1.0)), example()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    assert all(x.any() for x, _ in model.eval().trace(tokens))
+    assert not any(x.any() for x, _ in model.train().trace(tokens))
+
+
 def test_normalised_state_keeps_its_size_over_loops():
     model, (tokens, _) = Transformer(model_config()), example()
     for x, _ in model.trace(tokens, n_loops=20):

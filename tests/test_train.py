@@ -80,11 +80,15 @@ def test_same_seed_same_history_and_another_seed_another():
     assert same(first, again) and first["loss"] != other["loss"]
 
 
-def test_resumed_run_is_the_unbroken_run(run, tmp_path):
-    """Weights, average, optimizers, and the draws of sentences and loops all go on: one missing, and numbers differ."""
+@pytest.mark.parametrize("dials", [{}, dict(n_train=100, dropout=0.1, attention="vanilla")], ids=str)
+def test_resumed_run_is_the_unbroken_run(run, tmp_path, dials):
+    """
+    Weights, average, optimizers, and the draws of sentences, loops, epochs and dropout all go on: one missing, and
+    numbers differ.
+    """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    history = train.train(tiny(out_dir=str(whole)))
-    train.train(tiny(out_dir=str(broken), max_steps=10))
+    history = train.train(tiny(out_dir=str(whole), **dials))
+    train.train(tiny(out_dir=str(broken), max_steps=10, **dials))
     assert run(f"--out_dir={broken}", "--resume", "--max_steps=20")[0] == 0
     assert same(json.loads((broken / "history.json").read_text()), history)
     saved = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, broken)]
@@ -106,6 +110,32 @@ def test_loss_asks_for_a_variable_after_the_layers_that_can_know_it(every_layer)
                 terms += [-log_p[b, batch.positions[b, i], batch.values[b, i]] for b in range(8)]
     assert len(terms) == (24 if every_layer else 16)
     torch.testing.assert_close(train.loss_of(model, batch, config, n_loops=3), torch.stack(terms).mean())
+
+
+def test_fixed_training_set_is_gone_through_once_in_every_epoch_and_in_another_order():
+    config = tiny(n_train=100, batch_size=32)  # three batches an epoch, four sentences left over
+    pool = train.draw_sentences(config, 100, train.make_generator(config, "sentences"))
+    number = {tuple(tokens.tolist()): i for i, tokens in enumerate(pool.tokens)}
+    epochs = []
+    for epoch in range(2):
+        batches = [train.repeat_sentences(config, pool, step) for step in range(3 * epoch, 3 * epoch + 3)]
+        epochs.append([number[tuple(tokens.tolist())] for batch in batches for tokens in batch.tokens])
+        for i, row in enumerate(batches[1].tokens):  # and the labels come along
+            assert batches[1].values[i].tolist() == pool.values[number[tuple(row.tolist())]].tolist()
+    assert len(set(epochs[0])) == len(set(epochs[1])) == 96 and epochs[0] != epochs[1]
+
+
+def test_dropout_is_for_training_only():
+    """It changes the loss, is not in what is evaluated, and is off again in the model that comes back."""
+    dials = dict(attention="vanilla", max_steps=1, eval_every=1, ema=0.0)
+    with_it, without = train.train(tiny(dropout=0.5, **dials)), train.train(tiny(**dials))
+    assert with_it["loss"] != without["loss"] and with_it["accuracy"][0] == without["accuracy"][0]
+    config = tiny(dropout=0.5, **dials)
+    model = train.make_model(config)
+    tokens = lego.sample(lego.make_task("sign"), 8, 4).tokens
+    for _ in range(2):
+        assert torch.equal(model(tokens), model(tokens))
+        train.train(config, model)
 
 
 def test_flops_are_those_of_the_steps_made():
@@ -253,7 +283,30 @@ def test_dials_of_every_type_are_read():
 
 def test_help_lists_every_dial(run):
     code, out, _ = run("--help")
-    assert code == 0 and all(f"--{dial}=" in out for dial in train.Config.__dataclass_fields__)
+    assert code == 0 and all(f"--{dial}=" in out for dial in [*train.Config.__dataclass_fields__, "preset"])
+
+
+def test_paper_preset_is_the_official_recipe():
+    """The demo's numbers: BERT-base, 120,000 sentences 200 times in batches of 1000, Adam at 5e-5, cosine."""
+    config = train.override(train.Config(), ["--preset=paper"])
+    train.check(config)
+    with torch.device("meta"):
+        model = train.make_model(config)
+    assert sum(p.numel() for p in model.blocks.parameters()) == 85_054_464  # of BERT-base's 12 layers
+    assert config.n_train == 10_000 * config.n_clauses and config.max_steps * config.batch_size == 200 * config.n_train
+    (optimizer,) = train.make_optimizers(model, config)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (5e-5, (0.9, 0.999), 0)
+    assert [round(train.lr_multiplier(step, config), 6) for step in (0, 12_000)] == [1, 0.5]
+
+
+def test_paper_preset_trains(run, tmp_path):
+    """A few steps, small; a dial behind the preset goes on top of it."""
+    small = dict(n_embd=24, batch_size=20, n_train=60, max_steps=6, eval_every=3, eval_size=20, lr=1e-3, device="cpu")
+    code, out, err = run("--preset=paper", *as_arguments(out_dir=tmp_path, **small))
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert code == 0 and history["config"]["dropout"] == 0.1 and history["config"]["n_embd"] == 24
+    assert history["loss"][2] < history["loss"][1]
 
 
 # ---- the command line, when it is not
@@ -267,6 +320,7 @@ def test_help_lists_every_dial(run):
     ("--n_layer", "--n_layer: expected --n_layer=value"),
     ("--n_layer=", "n_layer=: expected a whole number"),
     ("--lr=fast", "lr=fast: expected a number"),
+    ("--preset=foo", "preset=foo: expected paper"),
     ("--tied=maybe", "tied=maybe: expected True or False"),
     ("--n_clauses=27", "n_clauses=27: expected 1 to n_names=26"),
     ("--n_clauses=0", "n_clauses=0: expected 1"),
@@ -285,6 +339,8 @@ def test_help_lists_every_dial(run):
     ("--lr=nan", "lr=nan: expected above 0"),
     ("--muon_lr=inf", "muon_lr=inf: expected 0 or above"),
     ("--ema=1", "ema=1.0: expected 0 to below 1"),
+    ("--dropout=1", "dropout=1.0: expected 0 to below 1"),
+    ("--n_train=100", "n_train=100: expected 0, or at least batch_size=128"),
     ("--batch_size=0", "batch_size=0: expected at least 1"),
     ("--schedule=step", "schedule=step: expected constant, linear or cosine"),
     ("--dtype=float16", "dtype=float16: expected float32 or bfloat16"),
