@@ -7,9 +7,15 @@ The key plots: one script each, and beside it the PNG and the JSON of the number
 Each has a NAME and `draw(numbers)`, which returns a matplotlib figure; the numbers are saved as they arrive.
 """
 import json
+import multiprocessing
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
+from tqdm import tqdm
 
 import train
 
@@ -29,33 +35,70 @@ def load(name) -> dict:
     return json.loads(path.read_text())
 
 
-def train_all(name, groups):
+def train_all(name, groups, parallel=False):
     """
     Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run with the same dials that
     the file already holds is kept: a stopped figure goes on, and to make one anew delete its JSON.
+
+    parallel: without a GPU, make as many runs at a time as there are cores, each on one thread, which small models
+    gain by. What is measured in steps stays the same but for rounding; what is measured in seconds does not.
     """
     try:
         found = [history for runs in load(name).values() for history in runs]
     except ValueError:
         found = []
-    histories = {label: [] for label in groups}
+    histories, missing = {label: [] for label in groups}, []
     for label, configs in groups.items():
         for config in configs:
             dials = asdict(config)
             same = [history for history in found if all(dials[k] == v for k, v in history["config"].items())]
             histories[label].append(same[0] if same else None)
-    for label, configs in groups.items():
-        for i, config in enumerate(configs):
-            if histories[label][i] is None:
-                histories[label][i] = train.train(config)
-                save(name, {label: [h for h in runs if h] for label, runs in histories.items()})
+            if not same:
+                missing.append((label, len(histories[label]) - 1, config))
+
+    def keep(label, i, history):
+        histories[label][i] = history
+        save(name, {label: [h for h in runs if h] for label, runs in histories.items()})
+
+    n_processes = min(len(missing), torch.get_num_threads())
+    if not parallel or n_processes < 2 or train.pick_device(missing[0][2].device).type != "cpu":
+        for label, i, config in missing:
+            keep(label, i, train.train(config))
+        return
+    print(f"{len(missing)} runs, {n_processes} at a time")
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    pool = ProcessPoolExecutor(n_processes, spawn, _one_quiet_thread)
+    try:
+        runs = {pool.submit(train.train, config): (label, i) for label, i, config in missing}
+        for run in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run", dynamic_ncols=True):
+            keep(*runs[run], run.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def make(name, groups, draw):
-    """A figure's command line: the runs that are missing, then the picture. Raises ValueError for an argument."""
-    if len(sys.argv) > 1:
-        raise ValueError(f"'{sys.argv[1]}': expected no argument; the runs of this figure stand in its script")
-    train_all(name, groups)
+def _one_quiet_thread():
+    """How each process of `train_all` begins: the others have threads and something to say, too."""
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def make(name, draw, arguments, parallel=False, **scales):
+    """
+    A figure's command line: makes the runs that are missing, then the picture. `scales` are the figure's groups at
+    each size, {label: [config, ...]}; --scale=NAME picks one, the first if there is none. Each has files of its own:
+    those of the first are called after the figure, those of another `<name>_<scale>`. `parallel` as in train_all.
+    Raises ValueError for another argument.
+    """
+    first, *others = scales
+    scale = first
+    if arguments:
+        scale = arguments[0].removeprefix("--scale=")
+        if len(arguments) > 1 or arguments[0] == scale or scale not in scales:
+            raise ValueError(f"'{' '.join(arguments)}': expected "
+                             + (f"--scale= and one of {', '.join(scales)}" if others else "no argument")
+                             + "; the runs of this figure stand in its script")
+    name = name if scale == first else f"{name}_{scale}"
+    train_all(name, scales[scale], parallel)
     redraw(name, draw)
 
 

@@ -11,7 +11,10 @@ def main(arguments):
         raise ValueError(f"'{arguments[0]}': expected no argument")
     for module in pkgutil.iter_modules(figures.__path__):
         if not module.name.startswith("_"):
-            figures.redraw(module.name, importlib.import_module(f"figures.{module.name}").draw)
+            draw = importlib.import_module(f"figures.{module.name}").draw
+            scales = sorted(path.stem for path in figures.FOLDER.glob(f"{module.name}_*.json"))
+            for name in [module.name, *scales]:
+                figures.redraw(name, draw)
 
 
 if __name__ == "__main__":

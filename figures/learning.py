@@ -58,4 +58,4 @@ def draw(groups):
 
 
 if __name__ == "__main__":
-    lego.command_line(lambda arguments: figures.make(NAME, GROUPS, draw))
+    lego.command_line(lambda arguments: figures.make(NAME, draw, arguments, laptop=GROUPS))
