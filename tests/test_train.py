@@ -320,7 +320,7 @@ def test_paper_preset_trains(run, tmp_path):
     ("--n_layer", "--n_layer: expected --n_layer=value"),
     ("--n_layer=", "n_layer=: expected a whole number"),
     ("--lr=fast", "lr=fast: expected a number"),
-    ("--preset=foo", "preset=foo: expected paper"),
+    ("--preset=foo", "preset=foo: expected vanilla or paper"),
     ("--tied=maybe", "tied=maybe: expected True or False"),
     ("--n_clauses=27", "n_clauses=27: expected 1 to n_names=26"),
     ("--n_clauses=0", "n_clauses=0: expected 1"),
