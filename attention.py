@@ -88,6 +88,19 @@ def identical_tokens(tokens, padding_mask=None):
     return same
 
 
+def patterns(tokens):
+    """
+    The two patterns as attention maps, (B, 2, T, T), of token ids (B, T): manipulation, rows in proportion to 1 2 4 2 1
+    over the offsets -2 to +2, and association, the other positions of the same token. Rows do not sum to 1. These are
+    the targets of the mimicking experiment in the paper's official code.
+    """
+    offset = torch.arange(tokens.size(1), device=tokens.device)
+    offset = (offset[None, :] - offset[:, None]).abs()  # (T, T)
+    local = 4.0 * (offset == 0) + 2.0 * (offset == 1) + 1.0 * (offset == 2)
+    same = identical_tokens(tokens).float()  # (B, T, T)
+    return torch.stack((local.expand_as(same), same), 1)
+
+
 def _apply_association(v, plan):
     """A v, for v (B, T, C)."""
     if plan.implementation == "dense":

@@ -21,16 +21,23 @@ variable or the root element of X. The clauses form one chain and are shuffled; 
 Sources: the task and its tokens are the paper's (arXiv 2206.04301) and its official code's; tasks beyond `sign` and
 `d3`, distractor chains and dropped clauses are ours.
 """
+import ast
+import hashlib
 import itertools
 import os
 import re
 import string
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 IGNORE = -100  # the label of a variable that has none; also the default `ignore_index` of F.cross_entropy
 TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
@@ -274,6 +281,123 @@ def solve(text, task, partial=False) -> dict[str, str]:
 
 def _clause(variable, operation, argument):
     return f"{variable}={operation}{' ' * operation[-1].isdigit()}{argument}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# unrelated text to pretrain on: words of which some are hidden
+
+
+UNKNOWN, MASK, END = range(3)  # word ids: one outside the vocabulary, a hidden one, the end of a document
+LIBRARIES = ("torch", "numpy", "matplotlib")  # whose docstrings are the text that is always at hand
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Documents in a row, as word ids. Made by `read_corpus`; like a Task it has a vocabulary and values to predict."""
+
+    vocab: tuple[str, ...]  # [UNKNOWN], [MASK], [END], the tokens of the task `sign`, then the most common words
+    train: torch.Tensor  # (N,) int64
+    test: torch.Tensor  # (N,) int64: every 20th document, held out
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return self.vocab
+
+
+def split_words(text) -> list[str]:
+    """Lower-case words, single digits, and each other character by itself; spaces go."""
+    return re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text.lower())
+
+
+@lru_cache(maxsize=2)
+def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
+    """
+    The words of a UTF-8 text file, whose documents are separated by empty lines; or, without a path, the prose of the
+    docstrings of LIBRARIES, each docstring a document. The `n_words` most common ones are its vocabulary, with the
+    tokens of LEGO always among them. It is kept in `folder`, and made anew for another file or other versions.
+
+    Raises ValueError for a file that is missing, empty, or not text.
+    """
+    if path:
+        try:
+            stamp = f"{os.path.abspath(path)} {os.path.getsize(path)} {os.path.getmtime(path)}"
+        except OSError as error:
+            raise ValueError(f"corpus={path}: expected a text file ({error.strerror})") from None
+    else:
+        stamp = " ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    cache = Path(folder) / f"corpus-{hashlib.sha256(f'{stamp} {n_words}'.encode()).hexdigest()[:12]}.pt"
+    try:
+        kept = torch.load(cache, weights_only=True)
+    except Exception:  # not there, or half of one: it can be made again
+        documents = [split_words(text) for text in dict.fromkeys(_paragraphs(path) if path else _docstrings())]
+        documents = [words for words in documents if words]
+        first = ("[UNKNOWN]", "[MASK]", "[END]", *make_task("sign").vocab)
+        count = Counter(itertools.chain.from_iterable(documents))
+        common = sorted((word for word in count if word not in first), key=lambda word: (-count[word], word))
+        vocab = (*first, *common)[: max(n_words, len(first))]
+        index = {word: i for i, word in enumerate(vocab)}
+        flat = lambda part: torch.tensor([i for words in part for i in (*(index.get(w, UNKNOWN) for w in words), END)])
+        held_out = documents[::20]
+        del documents[::20]
+        kept = dict(vocab=vocab, train=flat(documents), test=flat(held_out))
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            beside = cache.with_suffix(f".{os.getpid()}.tmp")
+            torch.save(kept, beside)
+            os.replace(beside, cache)
+        except OSError:
+            pass  # then the next run makes it again
+    return Corpus(tuple(kept["vocab"]), kept["train"].to(device), kept["test"].to(device))
+
+
+def _paragraphs(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"corpus={path}: expected UTF-8 text ({error})") from None
+    if "\0" in text or not text.strip():
+        raise ValueError(f"corpus={path}: expected UTF-8 text, this is {'empty' if not text.strip() else 'binary'}")
+    return re.split(r"\n\s*\n", text)
+
+
+def _docstrings():
+    """The docstrings in the sources of LIBRARIES, without the lines of code in them."""
+    paths = [path for name in LIBRARIES for folder in find_spec(name).submodule_search_locations
+             for path in sorted(Path(folder).rglob("*.py"))]
+    for path in tqdm(paths, desc="reading docstrings", unit="file", leave=False, dynamic_ncols=True, disable=None):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (ast.get_docstring(node) or "").splitlines()
+                yield "\n".join(line for line in lines if not line.lstrip().startswith((">>>", "...")))
+
+
+def sample_words(corpus, batch_size, n_tokens, generator=None, device="cpu", held_out=False, hidden=0.15) -> Batch:
+    """
+    Windows of n_tokens from anywhere in the text, a share of whose words is to be predicted, as in BERT: of these, 80%
+    read [MASK], 10% are another word, and 10% stay as they are.
+
+    Returns a Batch with T = n_tokens and n = hidden T, in random order: `values` are indices into corpus.vocab, IGNORE
+    only where a window has fewer known words. Raises ValueError if the text is shorter than a window.
+    """
+    B, T, words = batch_size, n_tokens, corpus.test if held_out else corpus.train
+    if len(words) < T:
+        raise ValueError(f"a corpus with {len(words)} words {'held out' if held_out else 'to train on'}: expected at "
+                         f"least n_tokens={T}")
+    rand = lambda *size: torch.rand(*size, generator=generator, device=device)
+    start = (rand(B, 1).double() * (len(words) - T + 1)).long()
+    tokens = words[start + torch.arange(T, device=device)]  # (B, T)
+    n = max(1, round(hidden * T))
+    positions = (rand(B, T) + (tokens <= END)).argsort(dim=1)[:, :n]  # (B, n): unknown words and ends come last
+    values = tokens.gather(1, positions)
+    dice = rand(B, n)
+    others = torch.randint(END + 1, len(corpus.vocab), (B, n), generator=generator, device=device)
+    tokens = tokens.scatter(1, positions, torch.where(dice < 0.8, MASK, torch.where(dice < 0.9, others, values)))
+    return Batch(tokens, positions, values.masked_fill(values <= END, IGNORE))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ tied block with LEGO attention whose state is normalised after every loop: then 
 link of the chain, and the model can loop on for chains longer than it has seen.
 
 Sources: the block is torch.nn.TransformerEncoderLayer's (GELU, no dropout); sharing it among all layers is ALBERT's;
-the normalised state is ours.
+the normalised state is ours. Files of pretrained BERTs are in the layout of the Hugging Face libraries.
 """
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -29,6 +32,7 @@ class ModelConfig:
     n_head: int  # of vanilla and hybrid attention
     tied: bool  # one block for all layers
     norm_first: bool  # pre-norm, and a norm before the head; False: post-norm, and a norm behind the embedding
+    norm_eps: float  # added to the variance in every norm with a gain; BERT: 1e-12
     norm_state: bool  # layer norm without gain on the state, before the first block and after every one
     dropout: float  # in training, where BERT has it: on the embedding, the attention maps, and both parts of a block
     init_std: float  # of all weights at the start; biases are 0
@@ -58,12 +62,12 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.norm_first = config.norm_first
-        self.norm1 = nn.LayerNorm(config.n_embd)
+        self.norm1 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.attn = make_attention(
             config.attention, config.n_embd, config.n_head, kernel_size=config.kernel_size, chained=config.chained,
             association_share=config.association_share, vanilla_share=config.vanilla_share,
             association=config.association, dropout=config.dropout)
-        self.norm2 = nn.LayerNorm(config.n_embd)
+        self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -94,10 +98,10 @@ class Transformer(nn.Module):
         C = config.n_embd
         self.token_embedding = nn.Embedding(config.vocab_size, C)
         self.position_embedding = nn.Embedding(config.block_size, C) if config.positions == "learned" else None
-        self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(C)
+        self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(C, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
-        self.norm_final = nn.LayerNorm(C) if config.norm_first else nn.Identity()
+        self.norm_final = nn.LayerNorm(C, config.norm_eps) if config.norm_first else nn.Identity()
         self.head = nn.Linear(C, config.n_out)
         self.apply(self._init_weights)
 
@@ -107,6 +111,53 @@ class Transformer(nn.Module):
             nn.init.normal_(module.weight, std=self.config.init_std)
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, folder, symbols, n_out):
+        """
+        A BERT from a folder as `read_bert` expects it, for a vocabulary of `symbols` and a new head of n_out classes.
+        Its states agree with those of transformers.BertModel, on the same words and without padding, within 1e-4.
+        Raises ValueError as `read_bert` does.
+        """
+        dials, vocab, weights = read_bert(folder)
+        block_size = len(weights["position_embedding.weight"])
+        model = cls(ModelConfig(len(symbols), n_out, block_size=block_size, dropout=0.0, kernel_size=1, chained=False,
+                                association_share=0.0, vanilla_share=1.0, association="auto", **dials)).eval()
+        model.adopt(weights, vocab, symbols)
+        return model
+
+    def adopt(self, weights, vocab, symbols):
+        """
+        Begins from the weights of another model.
+
+        weights   {name: tensor}, in the names of this class's state_dict
+        vocab     the symbol of every row of their token embedding
+        symbols   those of this model: each takes the row that it has there, and stays random if it has none
+
+        Of the positions as many are taken as this model has. The head is taken if it has the same shape, and else stays
+        random. Raises ValueError, with a name and both shapes, for a weight that does not fit.
+        """
+        weights = dict(weights)
+        row_of = {symbol: i for i, symbol in enumerate(vocab)}
+        known = torch.tensor([symbol in row_of for symbol in symbols])
+        state = self.state_dict()
+        for name, here in state.items():
+            there = weights.get(name)
+            if name == "token_embedding.weight" and there is not None and there.size(1) == here.size(1):
+                there = here.clone()
+                there[known] = weights[name][[row_of[symbol] for symbol in symbols if symbol in row_of]].to(here)
+            elif name == "position_embedding.weight" and there is not None:
+                there = there[: len(here)]
+            elif name.startswith("head.") and (there is None or there.shape != here.shape):
+                there = here
+            if there is None or there.shape != here.shape:
+                shape = "nothing" if there is None else f"{list(there.shape)}"
+                raise ValueError(f"pretrained weights: expected {name} {list(here.shape)}, found {shape}")
+            state[name] = there
+        more = [name for name in weights if name not in state and name.startswith("blocks.")]
+        if more:
+            raise ValueError(f"pretrained weights: expected {self.config.n_layer} layers, found {more[-1]} besides")
+        self.load_state_dict(state)
 
     def trace(self, tokens, n_loops=None, padding_mask=None, need_weights=False):
         """Yields, layer after layer, the state (B, T, C) and the attention map (B, H, T, T), None unless asked for."""
@@ -149,13 +200,89 @@ class Transformer(nn.Module):
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def flops(self, T, n_loops=None) -> int:
+    def flops(self, T, n_loops=None, n_read=None) -> int:
         """
-        Multiplications and additions of one forward pass over one sentence of T tokens; a training step takes about
-        three times as many per sentence. Counted as torch.utils.flop_counter does, matrix products and convolutions,
-        and the sums of `segment` besides; norms, GELU and softmax are left out.
+        Multiplications and additions of one forward pass over one sentence of T tokens, with the head at n_read
+        positions, all of them if None; a training step takes about three times as many per sentence. Counted as
+        torch.utils.flop_counter does, matrix products and convolutions, and the sums of `segment` besides; norms, GELU
+        and softmax are left out.
         """
         C = self.config.n_embd
         mlp = 2 * T * C * 4 * C * 2
         layers = n_loops or self.config.n_layer
-        return layers * (self.blocks[0].attn.flops(T) + mlp) + 2 * T * C * self.config.n_out
+        n_read = T if n_read is None else n_read
+        return layers * (self.blocks[0].attn.flops(T) + mlp) + 2 * n_read * C * self.config.n_out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pretrained BERTs
+
+
+BERT_NAMES = [  # theirs and ours, to be replaced one after another
+    ("bert.", ""), ("gamma", "weight"), ("beta", "bias"), ("embeddings.word_embeddings", "token_embedding"),
+    ("embeddings.position_embeddings", "position_embedding"), ("embeddings.LayerNorm", "norm_embedding"),
+    ("encoder.layer.", "blocks."), ("attention.self.", "attn."), ("attention.output.dense", "attn.proj"),
+    ("attention.output.LayerNorm", "norm1"), ("intermediate.dense", "mlp.up"), ("output.dense", "mlp.down"),
+    ("output.LayerNorm", "norm2"),
+]
+
+
+def read_bert(folder):
+    """
+    Reads a BERT from a folder in Hugging Face layout: config.json, vocab.txt, and model.safetensors (for which the
+    package safetensors must be installed) or pytorch_model.bin.
+
+    Returns the dials of its shape as in ModelConfig, its vocabulary, and its weights in the names of Transformer. The
+    embedding of the first segment, which BERT adds everywhere in a single sentence, is added to the positions.
+    Raises ValueError, one line, for a file that is missing or damaged and for another architecture.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vocab = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{error.filename}: expected this file of a pretrained BERT ({error.strerror})") from None
+    except ValueError:
+        raise ValueError(f"{folder}: expected config.json and vocab.txt of a pretrained BERT, one is damaged") from None
+    try:
+        dials = dict(n_layer=config["num_hidden_layers"], n_embd=config["hidden_size"],
+                     n_head=config["num_attention_heads"], norm_eps=config["layer_norm_eps"],
+                     init_std=config["initializer_range"], tied=False, norm_first=False, norm_state=False,
+                     positions="learned", attention="vanilla")
+        found = (config["model_type"], config["hidden_act"], config.get("position_embedding_type", "absolute"),
+                 config["intermediate_size"] / config["hidden_size"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'config.json'}: expected that of a BERT, {error} is missing") from None
+    if found != ("bert", "gelu", "absolute", 4):
+        raise ValueError(f"{folder / 'config.json'}: expected bert with gelu, absolute positions and an MLP of 4 times "
+                         f"the width, found {', '.join(map(str, found))}")
+    path = folder / "model.safetensors"
+    if not path.exists() and (folder / "pytorch_model.bin").exists():
+        path = folder / "pytorch_model.bin"
+    try:
+        if path.suffix == ".bin":
+            theirs = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            from safetensors.torch import load_file
+            theirs = load_file(path)
+    except ImportError:
+        raise ValueError(f"{path}: expected the package safetensors to read it with; pip install safetensors") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected this file of a pretrained BERT, there is none") from None
+    except Exception:  # foreign bytes break a reader in more ways than can be listed
+        raise ValueError(f"{path}: expected the weights of a pretrained BERT, this is damaged") from None
+    weights = {}
+    for name, tensor in theirs.items():
+        for old, new in BERT_NAMES:
+            name = name.replace(old, new)
+        weights[name] = tensor
+    try:
+        weights["position_embedding.weight"] = (weights["position_embedding.weight"]
+                                                + weights["embeddings.token_type_embeddings.weight"][0])
+        n_rows = len(weights["token_embedding.weight"])
+    except KeyError as error:
+        raise ValueError(f"{path}: expected the weights of a BERT, {error} is missing") from None
+    if n_rows != len(vocab):
+        raise ValueError(f"{folder / 'vocab.txt'}: expected {n_rows} words, one for each row of the embedding, found "
+                         f"{len(vocab)}")
+    return dials, vocab, weights

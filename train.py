@@ -5,11 +5,12 @@ Trains a Transformer on LEGO and draws the test accuracy of every variable over 
     python train.py --task=d3                           another task with the same dials
     python train.py --attention=vanilla --tied=False    any dial below is --key=value
     python train.py --preset=paper                      many dials at once: see PRESETS
+    python train.py --preset=words                      pretrain on the hidden words of real text
+    python train.py --init_from=FOLDER                  begin from pretrained weights: an out_dir, or a BERT
     python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
     python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
 
-A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and accuracy.png at the
-end.
+A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and a plot at the end.
 """
 import difflib
 import json
@@ -17,6 +18,7 @@ import math
 import os
 import platform
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +29,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import lego
-from model import ModelConfig, Transformer
+from attention import patterns
+from model import ModelConfig, Transformer, read_bert
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the dials
@@ -36,7 +39,7 @@ from model import ModelConfig, Transformer
 @dataclass
 class Config:
     # task
-    task: str = "sign"  # sign; d3 or d<k> dihedral, c<k> cyclic, s<k> symmetric groups: see lego.make_task
+    task: str = "sign"  # sign; d3 or d<k> dihedral, c<k> cyclic, s<k> symmetric groups: see lego.make_task; or words
     n_clauses: int = 12  # length of the chain; a sentence has T = 5 n_clauses tokens
     n_supervised: int = 6  # the first variables in chain order, which carry a label in training; all are measured
     n_names: int = 26  # variables to draw from, up to 1024: a to z, then v26, v27, ...
@@ -44,7 +47,12 @@ class Config:
     n_distractor: int = 0  # clauses of a second, unlabelled chain in every training sentence; 0: none
     drop_clause: bool = False  # leave one clause, drawn at random, out of every training sentence
     every_layer: bool = True  # ask for a variable after every layer that can know it; False: after the last one only
+    mimic: bool = False  # train no values, but vanilla heads 0 and 1 of every layer to attend as LEGO attention does
+    corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
+    n_words: int = 8192  # words: size of the vocabulary
+    n_tokens: int = 128  # words: T, the window of text
     # model
+    init_from: str = ""  # begin from the weights in a folder, another run's out_dir or a BERT's, and take its shape
     attention: str = "lego"  # lego, vanilla, or hybrid of both
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 11  # blocks; for a tied model the loops of its one block in training ...
@@ -53,6 +61,7 @@ class Config:
     n_embd: int = 64  # width C
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
+    norm_eps: float = 1e-5  # of the layer norms; BERT: 1e-12
     norm_state: bool = True  # normalise the state between blocks, so that every loop is the same map
     init_std: float = 0.1  # of all weights at the start; BERT: 0.02
     positions: str = "none"  # learned (BERT), or none: then any length of sentence will do
@@ -106,6 +115,14 @@ def check(config):
         ("max_steps", c.max_steps >= 1, "at least 1"),
         ("stop_at", 0 <= c.stop_at <= 1, "0 to 1"),
         ("n_train", not c.n_train or c.n_train >= c.batch_size, f"0, or at least batch_size={c.batch_size}"),
+        ("n_train", not (c.n_train and c.task == "words"), "0 for task=words"),
+        ("every_layer", not (c.every_layer and c.task == "words"), "False for task=words"),
+        ("mimic", not c.mimic or (c.attention == "vanilla" and c.n_head > 1),
+         "False, or attention=vanilla with n_head at least 2"),
+        ("mimic", not (c.mimic and c.task == "words"), "False for task=words"),
+        ("n_words", c.n_words >= 64, "at least 64"),
+        ("n_tokens", c.n_tokens >= 1, "at least 1"),
+        ("norm_eps", 0 < c.norm_eps < 1, "above 0, below 1"),
         ("min_clauses", not (c.n_train and c.min_clauses), "0 with n_train: a fixed set has sentences of one length"),
         ("dropout", 0 <= c.dropout < 1, "0 to below 1"),
         ("init_std", 0 < c.init_std < math.inf, "above 0"),
@@ -126,6 +143,9 @@ def check(config):
             raise ValueError(f"{dial}={getattr(c, dial)}: expected {expected}")
 
 
+SHAPE = [field.name for field in fields(ModelConfig) if field.name in Config.__dataclass_fields__
+         and field.name not in ("dropout", "init_std")]  # the dials that come with pretrained weights
+
 PRESETS = {  # --preset=name sets these, and dials behind it on the command line go on top
     # A compact BERT, or ALBERT with --tied=True, that learns from random weights in 4 minutes on a CPU; what matters is
     # told in figures/generalisation.py
@@ -133,13 +153,18 @@ PRESETS = {  # --preset=name sets these, and dials behind it on the command line
         attention="vanilla", tied=False, loop_jitter=0, eval_loops=0, norm_state=False, positions="learned",
         every_layer=False, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, lr=5e-4, muon_lr=4e-3, warmup_steps=100,
         max_steps=4000, eval_every=50),
+    # The same, pretrained on text as BERT was: masked language modelling
+    "words": dict(
+        task="words", attention="vanilla", tied=False, loop_jitter=0, eval_loops=0, norm_state=False,
+        positions="learned", every_layer=False, n_layer=4, n_embd=128, batch_size=24, lr=1e-3, muon_lr=1e-2,
+        warmup_steps=100, max_steps=2000, stop_at=0.0, eval_every=100),
     # The official code's demo, which takes BERT's own dropout and no warm-up: BERT-base from random weights, 200 epochs
     # of 120 steps. 0.74 EFLOP: 3 hours on 4 V100, its README says. On a GPU add --dtype=bfloat16 --compile.
     "paper": dict(
         attention="vanilla", tied=False, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_state=False,
-        positions="learned", init_std=0.02, dropout=0.1, every_layer=False, n_train=120_000, batch_size=1000,
-        max_steps=24_000, stop_at=0.0, lr=5e-5, muon_lr=0.0, beta2=0.999, weight_decay=0.0, grad_clip=0.0,
-        warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
+        norm_eps=1e-12, positions="learned", init_std=0.02, dropout=0.1, every_layer=False, n_train=120_000,
+        batch_size=1000, max_steps=24_000, stop_at=0.0, lr=5e-5, muon_lr=0.0, beta2=0.999, weight_decay=0.0,
+        grad_clip=0.0, warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
 }
 
 MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every")  # dials of the run that --resume continues ...
@@ -154,9 +179,11 @@ def override(config, arguments) -> Config:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--preset="):
             if text not in PRESETS:
-                raise ValueError(f"preset={text}: expected {' or '.join(PRESETS)}")
+                raise ValueError(f"preset={text}: expected {', '.join(PRESETS)}")
             values.update(PRESETS[text])
             continue
+        if argument.startswith("--init_from=") and text:
+            values.update(read_pretrained(text)[0])
         if not argument.startswith("--") or key not in dials:
             near = difflib.get_close_matches(key, dials, n=1)
             raise ValueError(f"'{argument}': expected --dial=value with a dial of train.Config"
@@ -216,13 +243,28 @@ def make_generator(config, stream, device="cpu", i=0) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of(config, stream, i))
 
 
+def make_task(config, device="cpu"):
+    """What is to be learned: a lego.Task, or for `words` a lego.Corpus, on `device`. Both have `vocab` and `values`."""
+    if config.task == "words":
+        return lego.read_corpus(config.corpus, config.n_words, device)
+    return lego.make_task(config.task, config.n_names)
+
+
 def make_model(config) -> Transformer:
-    """The Transformer that the dials describe, with the random weights of its seed, in evaluation mode."""
+    """The Transformer that the dials describe, in evaluation mode: with random weights of its seed, or pretrained."""
     torch.manual_seed(seed_of(config, "weights"))
-    task = lego.make_task(config.task, config.n_names)
-    dials = {name: value for name, value in asdict(config).items() if name in ModelConfig.__dataclass_fields__}
-    block_size = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
-    return Transformer(ModelConfig(len(task.vocab), len(task.values), block_size=block_size, **dials)).eval()
+    task = make_task(config)
+    dials = {name: value for name, value in asdict(config).items() if name in SHAPE}
+    T = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
+    model = Transformer(ModelConfig(len(task.vocab), len(task.values), dropout=config.dropout, init_std=config.init_std,
+                                    block_size=config.n_tokens if config.task == "words" else T, **dials)).eval()
+    if config.init_from and not (config.resume or config.ask):  # these have weights of their own
+        _, vocab, weights = read_pretrained(config.init_from)
+        try:
+            model.adopt(weights, vocab, task.vocab)
+        except ValueError as error:
+            raise ValueError(f"init_from={config.init_from}: {error}") from None
+    return model
 
 
 def loops_at_test(config):
@@ -230,22 +272,39 @@ def loops_at_test(config):
     return (config.eval_loops or config.n_layer) if config.tied else None
 
 
-def logits_of(model, batch, n_loops=None):
-    """The logits of every variable in chain order, read at its left-hand side: (B, n, n_out)."""
-    logits = model(batch.tokens, n_loops)  # (B, T, n_out)
-    return logits.gather(1, batch.positions[..., None].expand(-1, -1, logits.size(-1)))
+def logits_of(model, batch, n_loops=None, every_layer=False):
+    """The logits (L, B, n, n_out) at the positions of a batch, after every layer, or after the last one only: L = 1."""
+    at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)  # (B, n, C)
+    states = [x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)]
+    return model.readout(torch.stack(states if every_layer else states[-1:]))
 
 
 @torch.no_grad()
 def predict(model, batch, n_loops=None, chunk=128):
     """The likeliest value of every variable in chain order, (B, n) int64: an index into task.values."""
     parts = zip(*(x.split(chunk) for x in batch))
-    return torch.cat([logits_of(model, lego.Batch(*part), n_loops).argmax(-1) for part in parts])
+    return torch.cat([logits_of(model, lego.Batch(*part), n_loops)[0].argmax(-1) for part in parts])
 
 
-def accuracy(model, batch, n_loops=None) -> list[float]:
-    """The share of sentences in which a variable is right, for every variable in chain order; all need a label."""
-    return (predict(model, batch, n_loops) == batch.values).cpu().double().mean(0).tolist()
+@torch.no_grad()
+def evaluate(model, batch, config, chunk=128):
+    """
+    The loss on a batch as in training, but after the last layer only, and the accuracies: of every variable in chain
+    order, supervised or not; of the hidden words together, a list of one; or none, if the model is to mimic.
+    """
+    parts, n_loops = [lego.Batch(*part) for part in zip(*(x.split(chunk) for x in batch))], loops_at_test(config)
+    if config.mimic:
+        return sum(len(part.tokens) * mimic_loss(model, part, n_loops).item() for part in parts) / len(batch.tokens), []
+    losses, right = [], []
+    for part in parts:
+        logits = logits_of(model, part, n_loops)[0].float()  # (B, n, n_out)
+        losses.append(F.cross_entropy(logits.transpose(1, 2), part.values, ignore_index=lego.IGNORE, reduction="none"))
+        right.append(logits.argmax(-1) == part.values)
+    losses, right = torch.cat(losses), torch.cat(right).double()  # (B, n)
+    if config.task == "words":
+        known = batch.values != lego.IGNORE
+        return losses[known].mean().item(), [right[known].mean().item()]
+    return losses[:, : config.n_supervised].mean().item(), right.mean(0).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -254,10 +313,20 @@ def accuracy(model, batch, n_loops=None) -> list[float]:
 
 def draw_sentences(config, size, generator):
     """Sentences for training, as the dials have them."""
-    task = lego.make_task(config.task, config.n_names)
+    task = make_task(config, generator.device)
+    if config.task == "words":
+        return lego.sample_words(task, size, config.n_tokens, generator, generator.device)
     n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
     return lego.sample(task, size, n_clauses, generator, generator.device, config.n_distractor,
                        drop="random" if config.drop_clause else None)
+
+
+def draw_test_sentences(config, generator):
+    """What a test asks for: chains of full length, with nothing beside them; or words of documents held out."""
+    task = make_task(config, generator.device)
+    if config.task == "words":
+        return lego.sample_words(task, config.eval_size, config.n_tokens, generator, generator.device, held_out=True)
+    return lego.sample(task, config.eval_size, config.n_clauses, generator, generator.device)
 
 
 def repeat_sentences(config, pool, step):
@@ -291,23 +360,39 @@ def lr_multiplier(step, config) -> float:
 
 def loss_of(model, batch, config, n_loops=None):
     """
-    Cross-entropy of the supervised variables, in nats, mean over all labels. With `every_layer` a variable is asked for
-    after every layer that can know it, if a layer follows one link of the chain: the first variable from the second
-    layer on (one of slack), the next from the third on, and so forth; and all of them after the last layer.
+    Cross-entropy of the supervised variables or of the hidden words, in nats, mean over all labels; or `mimic_loss`.
+
+    With `every_layer` a variable is asked for after every layer that can know it, if a layer follows one link of the
+    chain: the first variable from the second layer on (one of slack), the next from the third on, and so forth; and all
+    of them after the last layer.
     """
-    positions, labels = (x[:, : config.n_supervised] for x in (batch.positions, batch.values))  # (B, n)
-    at = positions[..., None].expand(-1, -1, config.n_embd)  # (B, n, C)
-    states = torch.stack([x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)])  # (L, B, n, C)
-    if config.every_layer:
-        layer, variable = (torch.arange(n, device=labels.device) for n in (len(states), labels.size(1)))
-        due = layer[:, None] > variable  # (L, n), both counted from 0
-        due[-1] = True
-        labels = labels.expand(len(states), -1, -1).masked_fill(~due[:, None], lego.IGNORE)  # (L, B, n)
-    else:
-        states = states[-1]
-    loss = F.cross_entropy(model.readout(states).flatten(0, -2).float(), labels.flatten(), ignore_index=lego.IGNORE,
-                           reduction="sum")
+    if config.mimic:
+        return mimic_loss(model, batch, n_loops)
+    if config.task != "words":
+        batch = batch._replace(positions=batch.positions[:, : config.n_supervised],
+                               values=batch.values[:, : config.n_supervised])
+    logits = logits_of(model, batch, n_loops, config.every_layer).float()  # (L, B, n, n_out)
+    layer, variable = (torch.arange(n, device=logits.device) for n in (len(logits), logits.size(2)))
+    due = layer[:, None] > variable  # (L, n), both counted from 0
+    due[-1] = True
+    labels = batch.values.expand(len(logits), -1, -1).masked_fill(~due[:, None], lego.IGNORE)  # (L, B, n)
+    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=lego.IGNORE, reduction="sum")
     return loss / (labels != lego.IGNORE).sum().clamp(min=1)
+
+
+def mimic_loss(model, batch, n_loops=None, floor=1e-3):
+    """
+    How far heads 0 and 1 of every layer are from manipulation and association: KL(attention || pattern) of each row, in
+    nats, mean over rows and sentences, summed over both heads and all layers; to either map a floor is added before its
+    rows are normalised. No label enters. The paper's official code.
+    """
+    normalise = lambda maps: (maps + floor) / (maps + floor).sum(-1, keepdim=True)
+    targets = normalise(patterns(batch.tokens))  # (B, 2, T, T)
+    loss = 0.0
+    for _, weights in model.trace(batch.tokens, n_loops, need_weights=True):
+        maps = normalise(weights[:, :2].float())  # (B, 2, T, T)
+        loss = loss + (maps * (maps / targets).log()).sum(-1).mean((0, 2)).sum()
+    return loss
 
 
 def train(config, model=None) -> dict:
@@ -315,8 +400,8 @@ def train(config, model=None) -> dict:
     Trains a model and returns the history of its run, the dict that history.json keeps:
 
         config, n_parameters, hardware, torch    what ran, and where
-        step, loss, accuracy                     one entry per evaluation: steps so far, mean loss since the one before
-                                                 in nats, accuracy of every variable in chain order on fresh sentences
+        step, loss, test_loss, accuracy          one entry per evaluation: steps so far, mean loss since the one before
+                                                 in nats, and what `evaluate` says of fresh sentences
         seconds, flops, tokens                   spent on training so far, evaluation not counted
         tokens_per_second                        over the whole run
 
@@ -325,7 +410,6 @@ def train(config, model=None) -> dict:
     """
     check(config)
     device = pick_device(config.device)
-    task = lego.make_task(config.task, config.n_names)
     if config.out_dir:
         make_folder(config.out_dir)
     model = (make_model(config) if model is None else model).to(device)
@@ -335,8 +419,8 @@ def train(config, model=None) -> dict:
     generators = {"sentences": make_generator(config, "sentences", device), "loops": make_generator(config, "loops"),
                   "test": make_generator(config, "test", device)}
     history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
-                   torch=str(torch.__version__), step=[], loss=[], accuracy=[], seconds=[], flops=[], tokens=[],
-                   tokens_per_second=0.0)
+                   torch=str(torch.__version__), step=[], loss=[], test_loss=[], accuracy=[], seconds=[], flops=[],
+                   tokens=[], tokens_per_second=0.0)
     averaged.eval()
     pool = draw_sentences(config, config.n_train, generators["sentences"]) if config.n_train else None
     step = 0
@@ -357,9 +441,10 @@ def train(config, model=None) -> dict:
             seconds += time.perf_counter() - clock
             if step and not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr, muon_lr")
-            test = lego.sample(task, config.eval_size, config.n_clauses, generators["test"], device)
             with autocast:
-                history["accuracy"].append(accuracy(averaged.module, test, loops_at_test(config)))
+                test = evaluate(averaged.module, draw_test_sentences(config, generators["test"]), config)
+            history["test_loss"].append(test[0])
+            history["accuracy"].append(test[1])
             history["step"].append(step)
             history["loss"].append(loss if step else None)
             history["seconds"].append(seconds)
@@ -397,7 +482,9 @@ def train(config, model=None) -> dict:
             optimizer.step()
         averaged.update_parameters(model)
         losses.append(loss.detach())
-        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops)  # backward: twice the forward pass
+        n_asked = 0 if config.mimic else config.n_supervised if config.task != "words" else batch.positions.size(1)
+        n_asked *= (n_loops or config.n_layer) if config.every_layer else 1
+        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops, n_asked)  # backward: twice forward
         tokens += batch.tokens.numel()
         step += 1
         bar.update()
@@ -412,16 +499,23 @@ def train(config, model=None) -> dict:
 def stands(history, n_evaluations=5) -> bool:
     """Whether the run has reached its end: every variable at stop_at or better in the last evaluations together."""
     stop_at, last = history["config"]["stop_at"], history["accuracy"][-n_evaluations:]
-    return 0 < stop_at <= min(sum(column) / n_evaluations for column in zip(*last))
+    return 0 < stop_at <= min((sum(column) / n_evaluations for column in zip(*last)), default=0)
 
 
 def report(history) -> str:
-    """The last evaluation in one line: step, time, loss, accuracy of every variable in %, the unsupervised behind |."""
-    percent = [f"{100 * a:5.1f}" for a in history["accuracy"][-1]]
-    percent.insert(history["config"]["n_supervised"], "|")
-    loss = history["loss"][-1]
-    return (f"step {history['step'][-1]:5d}   {history['seconds'][-1]:6.1f} s   "
-            f"loss {'   -  ' if loss is None else f'{loss:.4f}'}   {' '.join(percent).removesuffix('|')}")
+    """
+    The last evaluation in one line: step, time, loss, and the accuracy of every variable in %, the unsupervised behind
+    |. For words and for mimicking the test loss, and how many of the hidden words are right.
+    """
+    config, percent = history["config"], [f"{100 * a:5.1f}" for a in history["accuracy"][-1]]
+    loss, test_loss = ("   -  " if loss is None else f"{loss:.4f}" for loss in (history["loss"][-1],
+                                                                                history["test_loss"][-1]))
+    if plots_loss(config):
+        percent = [f"test loss {test_loss}", *(f"  {p}% of the words" for p in percent)]
+    else:
+        percent.insert(config["n_supervised"], "|")
+    return (f"step {history['step'][-1]:5d}   {history['seconds'][-1]:6.1f} s   loss {loss}   "
+            + " ".join(percent).removesuffix("|"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -451,26 +545,43 @@ def checkpoint_path(config) -> Path:
 
 
 def save(config, model, averaged, optimizers, generators, history):
-    """Everything that --ask needs (config, model) and --resume (the rest), and the history for people to read."""
+    """Everything that --ask and --init_from need (config, vocab, model) and --resume (the rest); and the history."""
     checkpoint = dict(
-        config=asdict(config), model=averaged.module.state_dict(), last=model.state_dict(), history=history,
+        config=asdict(config), vocab=list(make_task(config).vocab), model=averaged.module.state_dict(),
+        last=model.state_dict(), history=history,
         optimizers=[optimizer.state_dict() for optimizer in optimizers],
         generators={name: generator.get_state() for name, generator in generators.items()})
     write(checkpoint_path(config), lambda beside: torch.save(checkpoint, beside))
     write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
 
 
-def read_checkpoint(config, device="cpu") -> dict:
+def read_checkpoint(out_dir, device="cpu") -> dict:
     """The checkpoint in out_dir. Raises ValueError if there is none, or it is not one."""
-    path = checkpoint_path(config)
+    path = Path(out_dir) / "checkpoint.pt"
     if not path.exists():
         raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        Config(**checkpoint["config"]), checkpoint["model"], checkpoint["history"]["step"]
+        Config(**checkpoint["config"]), checkpoint["vocab"], checkpoint["model"], checkpoint["history"]["step"]
     except Exception:  # foreign bytes break the unpickler in more ways than can be listed
         raise ValueError(f"{path}: expected a checkpoint of train.py, this is damaged or something else") from None
     return checkpoint
+
+
+def read_pretrained(folder):
+    """
+    What --init_from begins from: the dials of its shape, the vocabulary, {name: tensor}. From another run's out_dir, or
+    a BERT's folder as `model.read_bert` expects it. Raises ValueError for a folder that is neither.
+    """
+    try:
+        if not (Path(folder) / "checkpoint.pt").exists():
+            if not (Path(folder) / "config.json").exists():
+                raise ValueError("expected a folder with a checkpoint.pt of train.py, or with a BERT's config.json")
+            return read_bert(folder)
+        checkpoint = read_checkpoint(folder)
+    except ValueError as error:
+        raise ValueError(f"init_from={folder}: {error}") from None
+    return {dial: checkpoint["config"][dial] for dial in SHAPE}, checkpoint["vocab"], checkpoint["model"]
 
 
 def load_weights(config, model, weights):
@@ -484,7 +595,9 @@ def load_weights(config, model, weights):
 
 def restore(config, model, averaged, optimizers, generators, history) -> int:
     """Brings a run to where the checkpoint in out_dir left it, and returns the step."""
-    checkpoint = read_checkpoint(config)
+    checkpoint = read_checkpoint(config.out_dir)
+    if checkpoint["vocab"] != list(make_task(config).vocab):
+        raise ValueError(f"corpus={config.corpus}: expected the text of the run to resume, its words are others")
     for dial, value in checkpoint["config"].items():
         if getattr(config, dial) != value and dial not in MAY_CHANGE + ELSEWHERE:
             raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
@@ -500,7 +613,7 @@ def restore(config, model, averaged, optimizers, generators, history) -> int:
             generator.set_state(checkpoint["generators"][name])
     except RuntimeError:
         raise ValueError(f"device={config.device}: expected the kind of device that the run to resume is on") from None
-    for key in ("step", "loss", "accuracy", "seconds", "flops", "tokens", "tokens_per_second"):
+    for key in ("step", "loss", "test_loss", "accuracy", "seconds", "flops", "tokens", "tokens_per_second"):
         history[key] = checkpoint["history"][key]
     return step
 
@@ -533,6 +646,41 @@ def draw_accuracy(axes, histories):
              xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))
 
 
+def plots_loss(config) -> bool:
+    """Whether the dials, a dict, are those of a run without variables to plot."""
+    return config["task"] == "words" or config["mimic"]
+
+
+def plot_loss(history, path):
+    """Training and test loss over the training of one run, written to `path` as PNG."""
+    from matplotlib.figure import Figure
+
+    config = history["config"]
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(history["step"][1:], history["loss"][1:], color="#56B4E9", label="training")
+    axes.plot(history["step"], history["test_loss"], color="#D55E00", marker="o", markersize=3,
+              label="test" if config["mimic"] else "documents held out")
+    axes.legend(frameon=False)
+    what = "KL(attention || pattern)" if config["mimic"] else "cross-entropy of a hidden word"
+    axes.set(xlabel=f"training steps, of {config['batch_size']} sentences each", ylabel=f"{what} (nats)",
+             ylim=(0, None))
+    found = f"ends at {history['test_loss'][-1]:.3f} nats"
+    if history["accuracy"][-1]:
+        found += f", {100 * history['accuracy'][-1][0]:.1f}% of the words are right"
+    figure.suptitle(f"{'Mimicking the two patterns' if config['mimic'] else 'Hidden words'}: the test loss {found}",
+                    fontweight="bold", fontsize=11)
+    axes.set_title(run_in_words(history), fontsize=9)
+    write(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+
+
+def run_in_words(history) -> str:
+    config = history["config"]
+    return (f"{config['attention']} attention, {'tied' if config['tied'] else 'untied'}, width {config['n_embd']}, "
+            f"{history['n_parameters']:,} parameters; {history['seconds'][-1]:.0f} s of training on "
+            f"{history['hardware']}; seed {config['seed']}")
+
+
 def plot_accuracy(history, path):
     """The key plot: the test accuracy of every variable over the training of one run, written to `path` as PNG."""
     from matplotlib.figure import Figure
@@ -547,16 +695,28 @@ def plot_accuracy(history, path):
     draw_accuracy(axes, [history])
     axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(f"LEGO {config['task']}: {found}", fontweight="bold", fontsize=11)
-    tied = "tied" if config["tied"] else "untied"
-    axes.set_title(f"{config['attention']} attention, {tied}, width {config['n_embd']}, {history['n_parameters']:,} "
-                   f"parameters; {history['seconds'][-1]:.0f} s of training on {history['hardware']}; "
-                   f"seed {config['seed']}", fontsize=9)
+    axes.set_title(run_in_words(history), fontsize=9)
     write(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+
+
+def show_words(model, config, n_windows=3):
+    """Prints windows of text that the model has not seen, with its guess at every hidden word."""
+    device = next(model.parameters()).device
+    task, generator = make_task(config, device), make_generator(config, "examples", device)
+    batch = lego.sample_words(task, n_windows, config.n_tokens, generator, device, held_out=True)
+    predictions = predict(model, batch)
+    for i in range(n_windows):
+        words = [task.vocab[t] for t in batch.tokens[i]]
+        for position, value, guess in zip(batch.positions[i], batch.values[i], predictions[i]):
+            if value != lego.IGNORE:
+                word, guess = task.vocab[value], task.vocab[guess]
+                words[position] = f"[{word}]" if guess == word else f"[{word}, not {guess}]"
+        print(textwrap.fill(" ".join(words), 116, initial_indent="    ", subsequent_indent="    ") + "\n")
 
 
 def show_sentences(model, config, n_sentences=3):
     """Prints sentences that the model has not seen, the model's values beside the true ones, mistakes first."""
-    device, task = next(model.parameters()).device, lego.make_task(config.task, config.n_names)
+    device, task = next(model.parameters()).device, make_task(config)
     batch = lego.sample(task, 256, config.n_clauses, make_generator(config, "examples", device), device)
     predictions = predict(model, batch, loops_at_test(config))
     mistakes = (predictions != batch.values).sum(1)
@@ -576,8 +736,10 @@ def show_sentences(model, config, n_sentences=3):
 def ask(config, text):
     """Prints what the checkpoint in out_dir says about a sentence: every variable's value, probability and truth."""
     device = pick_device(config.device)
-    checkpoint = read_checkpoint(config, device)
-    task = lego.make_task(config.task, config.n_names)
+    checkpoint = read_checkpoint(config.out_dir, device)
+    if config.task == "words":
+        raise ValueError(f"ask={text}: expected a checkpoint of a LEGO task, the one in {config.out_dir} is for words")
+    task = make_task(config)
     truth = lego.solve(text, task)
     tokens = lego.encode(text, task)[None].to(device)  # (1, T)
     model = make_model(config).to(device)
@@ -614,20 +776,25 @@ def main(arguments):
         if not config.out_dir:
             raise ValueError("out_dir=: expected the folder of the checkpoint")
         here = {dial: getattr(config, dial) for dial in ELSEWHERE}
-        config = override(Config(**{**read_checkpoint(config)["config"], **here}), arguments)
+        config = override(Config(**{**read_checkpoint(config.out_dir)["config"], **here}), arguments)
     check(config)
     if asked:
         ask(config, config.ask)
         return
     model = make_model(config)
-    print(f"{model.n_parameters():,} parameters on {pick_device(config.device)}; "
-          "accuracy in percent of every variable in chain order, supervised | unsupervised")
+    loss_only = plots_loss(asdict(config))
+    print(f"{model.n_parameters():,} parameters on {pick_device(config.device)}" + (
+          "" if loss_only else "; accuracy in percent of every variable in chain order, supervised | unsupervised"))
     history = train(config, model)
     if config.out_dir:
-        plot_accuracy(history, Path(config.out_dir) / "accuracy.png")
-        for name in ("accuracy.png", "history.json", "checkpoint.pt"):
+        plot = "loss.png" if loss_only else "accuracy.png"
+        (plot_loss if loss_only else plot_accuracy)(history, Path(config.out_dir) / plot)
+        for name in (plot, "history.json", "checkpoint.pt"):
             print(f"wrote {Path(config.out_dir) / name}")
-    show_sentences(model, config)
+    if config.task == "words":
+        show_words(model, config)
+    elif not config.mimic:
+        show_sentences(model, config)
 
 
 if __name__ == "__main__":

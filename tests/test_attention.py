@@ -257,3 +257,10 @@ def test_padding_is_never_looked_at(kind):
 def test_bad_arguments_are_named(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         make_attention(**{"n_embd": 12, "n_head": 4, **arguments})
+
+
+def test_patterns_of_a_sentence():
+    """Local: 1 2 4 2 1 and cut at the ends. Association: the other positions of the same token."""
+    local, same = attention.patterns(torch.tensor([[7, 8, 7, 9]]))[0]
+    assert local.tolist() == [[4, 2, 1, 0], [2, 4, 2, 1], [1, 2, 4, 2], [0, 1, 2, 4]]
+    assert same.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

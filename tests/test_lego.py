@@ -287,3 +287,80 @@ def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.count("\n") == 1
     assert message.startswith("lego.py: ") and "expected" in message
+
+
+# ---- text
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Four different documents over few words, and one word that the vocabulary has no room for."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Alpha{i % 3}, x = beta;" for i in range(60)) + " rare", encoding="utf-8")
+    return lego.read_corpus(str(path), n_words=39, folder=str(tmp_path))
+
+
+def test_words():
+    words = lego.split_words("Don't x=-1; v26_a  Été")
+    assert words == ["don", "'", "t", "x", "=", "-", "1", ";", "v", "2", "6", "_", "a", "été"]
+
+
+def test_corpus_keeps_the_symbols_and_holds_documents_out(corpus):
+    assert corpus.vocab[:3] == ("[UNKNOWN]", "[MASK]", "[END]") and corpus.vocab[3:34] == lego.make_task("sign").vocab
+    assert {"alpha", "beta"} <= set(corpus.vocab) and "rare" not in corpus.vocab and len(corpus.vocab) == 39
+    words = [corpus.vocab[i] for i in corpus.train]
+    assert words[:9] == ["alpha", "1", ",", "x", "=", "beta", ";", "[END]", "alpha"]  # the first document is held out
+    assert (corpus.test == lego.END).sum() == 1 and (corpus.train == lego.END).sum() == 3  # equal documents count once
+
+
+def test_corpus_is_read_once_and_again_when_the_file_is_another(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("one two\n\nthree")
+    read = lambda: lego.read_corpus.__wrapped__(str(path), folder=str(tmp_path / "out"))
+    first = read()
+    with monkeypatch.context() as patch:
+        patch.setattr(lego, "split_words", None)  # would fail
+        assert read().vocab == first.vocab
+    path.write_text("one two\n\nthree four")
+    assert "four" in read().vocab
+    for cache in (tmp_path / "out").iterdir():
+        cache.write_bytes(b"half of")
+    assert "four" in read().vocab
+
+
+def test_hidden_words_are_as_in_bert(tmp_path):
+    """15% of a window; of these 80% read [MASK], 10% another word, 10% themselves; all else is the text."""
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(5000)))
+    path.write_text("held out\n\n" + path.read_text())
+    corpus = lego.read_corpus(str(path), n_words=1000, folder=str(tmp_path))
+    batch = lego.sample_words(corpus, 500, 40, torch.Generator().manual_seed(0))
+    assert batch.tokens.shape == (500, 40) and batch.positions.shape == batch.values.shape == (500, 6)
+    assert all(len(set(row.tolist())) == 6 for row in batch.positions)
+    read = batch.tokens.gather(1, batch.positions)
+    known = batch.values != lego.IGNORE
+    share = lambda x: x[known].float().mean().item()
+    assert abs(share(read == lego.MASK) - 0.8) < 0.03 and abs(share(read == batch.values) - 0.1) < 0.03
+    restored = batch.tokens.scatter(1, batch.positions, torch.where(known, batch.values, read))
+    text = " ".join(map(str, corpus.train.tolist()))
+    assert all(" ".join(map(str, row.tolist())) in text for row in restored)
+    assert len(set(batch.tokens[:, 0].tolist())) > 300  # from anywhere
+
+
+@pytest.mark.parametrize("content, expected", [
+    (None, "expected a text file"), (b"", "this is empty"), (b"  \n ", "this is empty"),
+    (b"\x80\x81\xff", "expected UTF-8 text"), (b"a\0b", "this is binary")])
+def test_bad_corpus_is_named(tmp_path, content, expected):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"corpus={path}: .*{expected}"):
+        lego.read_corpus(str(path), folder=str(tmp_path))
+
+
+def test_docstrings_are_the_text_that_is_always_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(lego, "LIBRARIES", ("tqdm",))
+    corpus = lego.read_corpus.__wrapped__(folder=str(tmp_path))
+    assert len(corpus.train) > 1000 and {"progress", "bar", "iterable"} <= set(corpus.vocab)
+    again = lego.read_corpus.__wrapped__(folder=str(tmp_path / "elsewhere"))
+    assert again.vocab == corpus.vocab and torch.equal(again.train, corpus.train)

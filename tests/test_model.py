@@ -1,4 +1,5 @@
 """model.py: the block is torch's, tied is untied with equal weights, and FLOPs are what torch counts."""
+import json
 from dataclasses import fields
 
 import pytest
@@ -147,3 +148,83 @@ def test_sentence_longer_than_learned_positions_is_refused():
     model(torch.zeros(1, 10, dtype=torch.int64))
     with pytest.raises(ValueError, match="11 tokens: expected at most block_size=10"):
         model(torch.zeros(1, 11, dtype=torch.int64))
+
+
+# ---- pretrained weights
+
+
+def bert_folder(folder, **dials):
+    """A folder as the Hugging Face libraries write it, of a tiny BERT with random weights, old names and all."""
+    config = dict(model_type="bert", hidden_act="gelu", num_hidden_layers=2, hidden_size=8, num_attention_heads=2,
+                  intermediate_size=32, layer_norm_eps=1e-12, initializer_range=0.02, **dials)
+    words = ["[PAD]", "a", "=", "+", "1", ";"]
+    shapes = {"embeddings.word_embeddings.weight": (6, 8), "embeddings.position_embeddings.weight": (16, 8),
+              "embeddings.token_type_embeddings.weight": (2, 8), "embeddings.LayerNorm.gamma": (8,),
+              "embeddings.LayerNorm.beta": (8,), "pooler.dense.weight": (8, 8)}
+    for i in range(2):
+        for name, shape in {"attention.self.query": (8, 8), "attention.self.key": (8, 8),
+                            "attention.self.value": (8, 8), "attention.output.dense": (8, 8),
+                            "attention.output.LayerNorm": (8,), "intermediate.dense": (32, 8),
+                            "output.dense": (8, 32), "output.LayerNorm": (8,)}.items():
+            shapes[f"encoder.layer.{i}.{name}.weight"] = shape
+            shapes[f"encoder.layer.{i}.{name}.bias"] = shape[:1]
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    torch.save({f"bert.{name}": torch.randn(shape) for name, shape in shapes.items()}, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_bert_of_an_older_layout_is_read(tmp_path):
+    """Names with a prefix, gamma and beta; each symbol gets its row, and one that is not there a random one."""
+    folder = bert_folder(tmp_path / "bert")
+    model = Transformer.from_pretrained(folder, ["1", "a", "unheard"], n_out=3)
+    theirs = torch.load(folder / "pytorch_model.bin")
+    rows = theirs["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(model.token_embedding.weight[:2], rows[[4, 1]])
+    assert model.token_embedding.weight[2].abs().max() < 0.2  # init_std 0.02, theirs is 1
+    assert torch.equal(model.norm_embedding.weight, theirs["bert.embeddings.LayerNorm.gamma"])
+    assert torch.equal(model.blocks[1].mlp.down.weight, theirs["bert.encoder.layer.1.output.dense.weight"])
+    assert model(torch.tensor([[0, 1, 2]])).shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("break_it, expected", [
+    (lambda f: (f / "config.json").unlink(), "config.json: expected this file of a pretrained BERT"),
+    (lambda f: (f / "vocab.txt").unlink(), "vocab.txt: expected this file of a pretrained BERT"),
+    (lambda f: (f / "pytorch_model.bin").unlink(), "model.safetensors: expected"),
+    (lambda f: (f / "config.json").write_text("{"), "expected config.json and vocab.txt of a pretrained BERT, one is"),
+    (lambda f: (f / "config.json").write_text("{}"), "'num_hidden_layers' is missing"),
+    (lambda f: (f / "pytorch_model.bin").write_bytes(b"no"), "pytorch_model.bin: expected the weights of a pretrained"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: expected the"),
+    (lambda f: (f / "vocab.txt").write_text("a"), "vocab.txt: expected 6 words, one for each row of the embedding"),
+    (lambda f: bert_folder(f, position_embedding_type="relative_key"), "expected bert with gelu, absolute positions"),
+    (lambda f: torch.save({}, f / "pytorch_model.bin"), "'position_embedding.weight' is missing"),
+    (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('layers": 2', 'layers": 3')),
+     r"expected blocks.2.norm1.weight \[8\], found nothing"),
+    (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('layers": 2', 'layers": 1')),
+     "expected 1 layers, found blocks.1"),
+])
+def test_broken_bert_is_one_line(tmp_path, break_it, expected):
+    folder = bert_folder(tmp_path / "bert")
+    break_it(folder)
+    with pytest.raises(ValueError, match=expected) as error:
+        Transformer.from_pretrained(folder, ["1", "a"], n_out=2)
+    assert "\n" not in str(error.value)
+
+
+def test_bert_has_the_states_of_the_transformers_library(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the optional packages transformers, safetensors")
+    pytest.importorskip("safetensors", reason="needs the optional packages transformers and safetensors")
+    shape = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96)
+    reference = transformers.BertModel(transformers.BertConfig(**shape), add_pooling_layer=False).eval()
+    for parameter in reference.parameters():  # norms and biases too
+        nn.init.normal_(parameter, std=0.3)
+    reference.save_pretrained(tmp_path)
+    words = [f"word{i}" for i in range(50)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    model = Transformer.from_pretrained(tmp_path, words, n_out=2)
+    tokens = torch.randint(50, (2, 20))
+    with torch.no_grad():
+        theirs = reference(tokens, output_hidden_states=True).hidden_states[1:]
+        for (ours, _), expected in zip(model.trace(tokens), theirs, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)

@@ -141,7 +141,8 @@ def test_dropout_is_for_training_only():
 def test_flops_are_those_of_the_steps_made():
     """20 steps of 32 sentences of 4 clauses, at three times a forward pass: what figures plot accuracy against."""
     config = tiny(loop_jitter=0)
-    assert train.train(config)["flops"][-1] == 20 * 3 * 32 * train.make_model(config).flops(20)
+    n_read = config.n_supervised * config.n_layer
+    assert train.train(config)["flops"][-1] == 20 * 3 * 32 * train.make_model(config).flops(20, n_read=n_read)
 
 
 def test_run_ends_where_all_variables_stand():
@@ -161,7 +162,8 @@ def test_given_model_is_trained_in_place_and_is_what_was_evaluated():
     test, task = train.make_generator(config, "test"), lego.make_task("sign")
     for i in range(2):  # the evaluations at step 0 and 20 draw one after the other
         batch = lego.sample(task, 50, 4, test)
-    assert train.accuracy(model, batch, train.loops_at_test(config)) == history["accuracy"][-1]
+    loss, accuracies = train.evaluate(model, batch, config)
+    assert accuracies == history["accuracy"][-1] and loss == history["test_loss"][-1]
 
 
 def test_test_sentences_are_not_the_training_sentences():
@@ -179,13 +181,20 @@ def test_accuracy_is_counted_per_variable_in_chain_order():
     task = lego.make_task("sign")
     batch = lego.sample(task, 3000, 3, torch.Generator().manual_seed(0))
 
-    def model(tokens, n_loops=None):
-        is_root_clause = (tokens == task.vocab.index("1")).roll(-3, 1)  # true at the variable of the root clause
-        minus = is_root_clause & (tokens.roll(-2, 1) == task.first_operation + 1)
-        return torch.stack((~minus, minus), -1).float()
+    class Model(torch.nn.Module):
+        config = train.Config(n_embd=2)
 
-    first, *others = train.accuracy(model, batch)
+        def trace(self, tokens, n_loops):
+            is_root_clause = (tokens == task.vocab.index("1")).roll(-3, 1)  # true at the variable of the root clause
+            minus = is_root_clause & (tokens.roll(-2, 1) == task.first_operation + 1)
+            yield torch.stack((~minus, minus), -1).float(), None
+
+        def readout(self, x):
+            return x
+
+    loss, (first, *others) = train.evaluate(Model(), batch, train.Config(n_supervised=1))
     assert first == 1 and all(0.45 < a < 0.55 for a in others)
+    assert loss == pytest.approx(math.log(1 + math.exp(-1)))  # of the supervised variable alone
 
 
 def test_every_parameter_has_one_optimizer():
@@ -309,6 +318,91 @@ def test_paper_preset_trains(run, tmp_path):
     assert history["loss"][2] < history["loss"][1]
 
 
+# ---- pretraining: words, mimicking, and what begins from them
+
+
+TEXT = "\n\n".join(f"the {a} and the {b} sat on a mat ; {a} = {b}" for a in ("cat", "dog", "hen", "cow", "pig", "owl")
+                   for b in ("rat", "bat", "fly", "bee", "ant", "elk", "emu"))
+VANILLA = dict(attention="vanilla", every_layer=False, norm_state=False, loop_jitter=0, tied=False)
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """The dials of a run on a small text, in a folder where nothing else is."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    return dict(VANILLA, task="words", corpus="text.txt", n_words=64, n_tokens=16, positions="learned", lr=1e-2)
+
+
+def test_hidden_words_are_learned(words):
+    history = train.train(tiny(**words, max_steps=100))
+    assert history["test_loss"][-1] < history["test_loss"][0] - 1  # nats, on documents held out
+    assert len(history["accuracy"][-1]) == 1 and history["accuracy"][-1][0] > history["accuracy"][0][0] + 0.2
+    model = train.make_model(tiny(**words))
+    assert history["flops"][-1] == 100 * 3 * 32 * model.flops(16, n_read=2)  # 15% of 16 words
+
+
+def test_mimicking_is_at_its_aim_where_the_maps_are_the_patterns():
+    """A stand-in model: with the patterns as its maps the loss is 0; with uniform ones the divergence by hand."""
+    batch = lego.sample(lego.make_task("sign"), 4, 3)
+    maps = train.patterns(batch.tokens)
+    floor = lambda x: (x + 1e-3) / (x + 1e-3).sum(-1, keepdim=True)
+
+    class Model:
+        def trace(self, tokens, n_loops, need_weights):
+            yield None, self.weights
+            yield None, self.weights
+
+    Model.weights = torch.cat((maps, torch.rand(4, 1, 15, 15)), 1)  # a third head is free
+    assert train.mimic_loss(Model(), batch).item() == pytest.approx(0, abs=1e-6)
+    Model.weights = torch.full((4, 2, 15, 15), 1 / 15)
+    by_hand = sum((1 / 15 * math.log(1 / 15 / p)) for p in floor(maps).flatten().tolist()) / (4 * 15)
+    assert train.mimic_loss(Model(), batch).item() == pytest.approx(2 * by_hand, rel=1e-4)
+
+
+def test_mimicking_is_a_run_like_others(run, tmp_path):
+    dials = {**TINY, **VANILLA, "n_head": 2, "mimic": True, "lr": 1e-2, "out_dir": str(tmp_path)}
+    code, out, err = run(*as_arguments(**dials))
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert code == 0 and (tmp_path / "loss.png").exists() and "test loss" in out
+    assert history["test_loss"][-1] < history["test_loss"][0] and history["accuracy"] == [[]] * 5
+    before = torch.load(tmp_path / "checkpoint.pt")["model"]
+    config = train.override(train.Config(), [f"--init_from={tmp_path}", "--n_clauses=3", "--n_supervised=3"])
+    assert (config.n_layer, config.attention, config.tied) == (2, "vanilla", False)
+    assert config.mimic is False  # the shape comes along, the task does not
+    after = train.make_model(config).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_lego_after_words_keeps_what_its_tokens_were(words):
+    """Each symbol takes its own row, positions as far as they are needed; the head is new."""
+    train.train(tiny(**words, out_dir="pretrained"))
+    checkpoint = train.read_checkpoint("pretrained")
+    dials = [*as_arguments(**{**TINY, "n_clauses": 3}), "--init_from=pretrained", "--device=cpu"]
+    model = train.make_model(train.override(train.Config(), dials))
+    for symbol, row in zip(lego.make_task("sign").vocab, model.token_embedding.weight):
+        assert torch.equal(row, checkpoint["model"]["token_embedding.weight"][checkpoint["vocab"].index(symbol)])
+    assert torch.equal(model.position_embedding.weight, checkpoint["model"]["position_embedding.weight"][:15])
+    assert model.head.out_features == 2
+    with pytest.raises(ValueError, match=r"init_from=pretrained: .*expected position_embedding.weight \[20, 16\]"):
+        train.make_model(train.override(train.Config(n_clauses=4, n_supervised=4), ["--init_from=pretrained"]))
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--task=words"], "every_layer=True: expected False for task=words"),
+    (["--mimic"], "mimic=True: expected False, or attention=vanilla"),
+    (["--mimic", "--task=words", "--every_layer=False", "--attention=vanilla"], "mimic=True: expected False for task"),
+    (["--init_from=nowhere"], "init_from=nowhere: expected a folder with a checkpoint.pt of train.py, or"),
+    (["--task=words", "--every_layer=False", "--corpus=nowhere"], "corpus=nowhere: expected a text file (No such file"),
+    (["--task=words", "--every_layer=False", "--corpus=README.md"], "a corpus with 3 words held out: expected"),
+])
+def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("a file")
+    code, out, err = run(*arguments, "--device=cpu")
+    assert code == 2 and err.startswith(f"train.py: {expected}") and err.count("\n") == 1
+
+
 # ---- the command line, when it is not
 
 
@@ -320,7 +414,7 @@ def test_paper_preset_trains(run, tmp_path):
     ("--n_layer", "--n_layer: expected --n_layer=value"),
     ("--n_layer=", "n_layer=: expected a whole number"),
     ("--lr=fast", "lr=fast: expected a number"),
-    ("--preset=foo", "preset=foo: expected vanilla or paper"),
+    ("--preset=foo", "preset=foo: expected vanilla, words, paper"),
     ("--tied=maybe", "tied=maybe: expected True or False"),
     ("--n_clauses=27", "n_clauses=27: expected 1 to n_names=26"),
     ("--n_clauses=0", "n_clauses=0: expected 1"),
