@@ -158,13 +158,7 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
 
     # the chain: operation g_i takes the value of variable i - 1 to that of variable i
     operations = torch.randint(len(task.operations), (B, N), generator=generator, device=device)
-    action = task.action.to(device)
-    value = torch.full((B,), task.root, device=device)
-    values = []
-    for i in range(n):
-        value = action[operations[:, i], value]
-        values.append(value)
-    values = torch.stack(values, dim=1)  # (B, n)
+    values = follow(task, operations[:, :n])
 
     # the clauses in chain order, the distractor's behind; the first of each chain has the root as its argument
     names = torch.rand(B, n_names, generator=generator, device=device).argsort(dim=1)[:, :N] + task.first_name
@@ -190,6 +184,30 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
         tokens = tokens[:, :-TOKENS_PER_CLAUSE]
         positions = positions.masked_fill(positions >= tokens.size(1), 0)
     return Batch(tokens, positions, values)
+
+
+def follow(task, operations) -> torch.Tensor:
+    """The values (B, n) along chains of operations (B, n), from the root on; indices into task.values."""
+    action = task.action.to(operations.device)
+    values = [torch.full_like(operations[:, 0], task.root)]
+    for operation in operations.unbind(1):
+        values.append(action[operation, values[-1]])
+    return torch.stack(values[1:], dim=1)
+
+
+def change_operation(batch, task, i, generator=None) -> Batch:
+    """
+    The same sentences with another operation in clause i of every chain, drawn at random, for `sign` the other sign;
+    and with the values that follow from it. Raises ValueError for a clause that is not there.
+    """
+    if i not in range(batch.values.size(1)) or (batch.values == IGNORE).any():
+        raise ValueError(f"clause {i}: expected 0 to {batch.values.size(1) - 1}, in sentences without a dropped clause")
+    at, n_operations = batch.positions + 2, len(task.operations)  # (B, n), where the operations stand
+    operations = batch.tokens.gather(1, at) - task.first_operation
+    step = torch.randint(1, n_operations, at.shape[:1], generator=generator, device=at.device)
+    operations[:, i] = (operations[:, i] + step) % n_operations
+    return Batch(batch.tokens.scatter(1, at, operations + task.first_operation), batch.positions,
+                 follow(task, operations))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

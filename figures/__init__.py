@@ -40,44 +40,65 @@ def train_all(name, groups, parallel=False):
     Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run with the same dials that
     the file already holds is kept: a stopped figure goes on, and to make one anew delete its JSON.
 
+    parallel: as in `train_each`.
+    """
+    histories = found(name, groups)
+    missing = [(label, i) for label, runs in histories.items() for i, history in enumerate(runs) if not history]
+    for k, history in train_each([groups[label][i] for label, i in missing], parallel):
+        label, i = missing[k]
+        histories[label][i] = history
+        save(name, {label: [run for run in runs if run] for label, runs in histories.items() if any(runs)})
+
+
+def found(name, groups) -> dict:
+    """{label: [history, ...]} of what figures/<name>.json holds of {label: [config, ...]}, None where it does not."""
+    try:
+        histories = [history for runs in load(name).values() for history in runs]
+    except ValueError:
+        histories = []
+    same = lambda config: [h for h in histories if all(asdict(config)[k] == v for k, v in h["config"].items())]
+    return {label: [next(iter(same(config)), None) for config in configs] for label, configs in groups.items()}
+
+
+def make_checkpoints(configs, parallel=False):
+    """Trains the configs whose out_dir does not hold the checkpoint of that very run, run to its end."""
+    def is_there(config):
+        try:
+            checkpoint = train.read_checkpoint(config.out_dir)
+        except ValueError:
+            return False
+        history = checkpoint["history"]
+        return checkpoint["config"] == asdict(config) and (
+            history["step"][-1] == config.max_steps or train.stands(history))
+    for _ in train_each([config for config in configs if not is_there(config)], parallel):
+        pass
+
+
+def train_each(configs, parallel=False):
+    """
+    Trains every config and yields (its place in the list, history) as they end.
+
     parallel: without a GPU, make as many runs at a time as there are cores, each on one thread, which small models
     gain by. What is measured in steps stays the same but for rounding; what is measured in seconds does not.
     """
-    try:
-        found = [history for runs in load(name).values() for history in runs]
-    except ValueError:
-        found = []
-    histories, missing = {label: [] for label in groups}, []
-    for label, configs in groups.items():
-        for config in configs:
-            dials = asdict(config)
-            same = [history for history in found if all(dials[k] == v for k, v in history["config"].items())]
-            histories[label].append(same[0] if same else None)
-            if not same:
-                missing.append((label, len(histories[label]) - 1, config))
-
-    def keep(label, i, history):
-        histories[label][i] = history
-        save(name, {label: [h for h in runs if h] for label, runs in histories.items()})
-
-    n_processes = min(len(missing), torch.get_num_threads())
-    if not parallel or n_processes < 2 or train.pick_device(missing[0][2].device).type != "cpu":
-        for label, i, config in missing:
-            keep(label, i, train.train(config))
+    n_processes = min(len(configs), torch.get_num_threads())
+    if not parallel or n_processes < 2 or train.pick_device(configs[0].device).type != "cpu":
+        for i, config in enumerate(configs):
+            yield i, train.train(config)
         return
-    print(f"{len(missing)} runs, {n_processes} at a time")
+    print(f"{len(configs)} runs, {n_processes} at a time")
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(n_processes, spawn, _one_quiet_thread)
     try:
-        runs = {pool.submit(train.train, config): (label, i) for label, i, config in missing}
+        runs = {pool.submit(train.train, config): i for i, config in enumerate(configs)}
         for run in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run", dynamic_ncols=True):
-            keep(*runs[run], run.result())
+            yield runs[run], run.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _one_quiet_thread():
-    """How each process of `train_all` begins: the others have threads and something to say, too."""
+    """How each process of `train_each` begins: the others have threads and something to say, too."""
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
 

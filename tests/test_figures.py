@@ -1,6 +1,7 @@
 """figures/: runs are kept as they arrive, and every committed picture can be drawn again from its numbers."""
 import importlib
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from matplotlib.figure import Figure
 
 import figures
 import train
+from attention import identical_tokens
+from figures import heads, pretraining
 
 NAMES = [module.name for module in pkgutil.iter_modules(figures.__path__) if not module.name.startswith("_")]
 
@@ -83,3 +86,62 @@ def test_scales_have_files_of_their_own(monkeypatch, tmp_path):
     assert (tmp_path / "some.png").exists() and not (tmp_path / "some_gpu.png").exists()
     figures.make("some", draw, ["--scale=gpu"], laptop={}, gpu={})
     assert (tmp_path / "some_gpu.png").exists()
+
+
+def test_scores_of_heads_on_maps_with_a_known_answer():
+    tokens = torch.tensor([[7, 8, 7, 9, 7, 8, 5, 6], [1, 2, 3, 4, 1, 2, 3, 4]])
+    at = torch.arange(8)
+    same = identical_tokens(tokens).float()
+    maps = torch.stack([
+        torch.full((2, 8, 8), 1 / 8),  # uniform
+        same / same.sum(-1, keepdim=True).clamp(min=1),  # the other occurrences alone; 0 where there is none
+        torch.eye(8).expand(2, 8, 8),  # the position itself
+        torch.eye(8)[(at + 4) % 8].expand(2, 8, 8),  # four positions away
+    ], 1)  # (B, H, T, T)
+    scored = heads.score(maps, tokens)
+    share, uniform = scored["association"]
+    # the 5 rows of the first sentence whose token occurs again have 2, 1, 2, 2, 1 others, the 8 of the second one each
+    assert uniform == pytest.approx((8 + 8) / 13 / 8)
+    # four away: in the first sentence two 7s and the two 8s look at each other, in the second one all twins do
+    assert share.tolist() == pytest.approx([uniform, 1, 0, (4 + 8) / 13])
+    share, uniform = scored["manipulation"]
+    assert uniform == pytest.approx((3 + 4 + 5 + 5 + 5 + 5 + 4 + 3) / 64)
+    assert share[[0, 2, 3]].tolist() == pytest.approx([uniform, 1, 0])
+
+
+def test_best_heads_are_those_with_the_largest_shares():
+    scored = dict(association=dict(share=[[0.1, 0.9], [0.3, 0.2], [0.8, 0.0]]))
+    assert heads.best(scored, "association") == [(0, 1)]
+    assert heads.best(scored, "association", 3) == [(0, 1), (2, 0), (1, 0)]
+
+
+def test_ablated_heads_look_everywhere_alike_and_stay_so(tmp_path):
+    """And no other head changes."""
+    source = train.Config(**heads.compact(max_steps=1, batch_size=4, eval_size=4, out_dir=str(tmp_path / "source")))
+    train.train(source)
+    pretraining.ablate(source, str(tmp_path / "ablated"), [(0, 1), (5, 3)])
+    config = train.override(source, [f"--init_from={tmp_path / 'ablated'}", "--out_dir="])
+    tokens = train.draw_sentences(config, 4, torch.Generator()).tokens
+    maps_of = lambda model: torch.stack([maps.detach() for _, maps in model.trace(tokens, need_weights=True)])
+    intact = maps_of(train.make_model(train.override(source, [f"--init_from={source.out_dir}"])))
+    model, uniform = train.make_model(config), torch.tensor(1 / 60)
+    before = maps_of(model)  # (L, B, H, T, T)
+    train.train(replace(config, max_steps=3), model)
+    for maps in (before, maps_of(model)):
+        assert torch.allclose(maps[0, :, 1], uniform) and torch.allclose(maps[5, :, 3], uniform)
+        assert not torch.allclose(maps[0, :, 0], uniform, atol=1e-4)
+    assert torch.equal(before[0, :, [0, 2, 3]], intact[0, :, [0, 2, 3]])
+
+
+def test_finished_checkpoint_is_not_made_again(monkeypatch, tmp_path):
+    """One of other dials is, and one that was stopped."""
+    config = train.Config(n_clauses=2, n_supervised=1, n_embd=16, n_layer=1, loop_jitter=0, batch_size=4, eval_size=4,
+                          max_steps=2, eval_every=1, stop_at=0.0, device="cpu", out_dir=str(tmp_path / "run"))
+    figures.make_checkpoints([config])
+    trained = []
+    monkeypatch.setattr(train, "train", lambda config: trained.append(config))
+    figures.make_checkpoints([config])
+    assert not trained
+    others = [train.Config(**{**train.asdict(config), **dial}) for dial in (dict(lr=1e-3), dict(max_steps=3))]
+    figures.make_checkpoints(others)
+    assert trained == others

@@ -364,3 +364,28 @@ def test_docstrings_are_the_text_that_is_always_there(tmp_path, monkeypatch):
     assert len(corpus.train) > 1000 and {"progress", "bar", "iterable"} <= set(corpus.vocab)
     again = lego.read_corpus.__wrapped__(folder=str(tmp_path / "elsewhere"))
     assert again.vocab == corpus.vocab and torch.equal(again.train, corpus.train)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("i", [0, 2, 4])
+def test_changed_operation_agrees_with_solver(name, i):
+    """One token of every sentence differs, the operation of that clause; the labels are those of the new sentence."""
+    task = lego.make_task(name)
+    batch = lego.sample(task, 20, 5, generator(), n_distractor=2)
+    changed = lego.change_operation(batch, task, i, generator(1))
+    differs = (changed.tokens != batch.tokens).nonzero()
+    assert differs.tolist() == [[b, batch.positions[b, i] + 2] for b in range(20)]
+    for b in range(20):
+        truth = lego.solve(lego.decode(changed.tokens[b], task), task)
+        names = [task.vocab[changed.tokens[b, p]] for p in changed.positions[b]]
+        assert [truth[name] for name in names] == [task.values[v] for v in changed.values[b]]
+    same = changed.values == batch.values
+    assert same[:, :i].all() and not same[:, i].any()
+
+
+def test_change_of_a_clause_that_is_not_there_is_refused():
+    task = lego.make_task("sign")
+    with pytest.raises(ValueError, match="clause 3: expected 0 to 2"):
+        lego.change_operation(lego.sample(task, 4, 3, generator()), task, 3)
+    with pytest.raises(ValueError, match="without a dropped clause"):
+        lego.change_operation(lego.sample(task, 4, 3, generator(), drop=1), task, 0)

@@ -1,0 +1,122 @@
+"""
+Structure, not knowledge: what a model can begin from so that it learns LEGO sooner.
+"""
+from pathlib import Path
+
+import torch
+
+import figures
+import lego
+import train
+from figures.heads import KINDS, MINILM, SEEDS, best, compact, look_at, make_sources, sources
+
+NAME = "pretraining"
+N_BEST = 2  # heads of each kind to ablate
+COLORS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#56B4E9", "#999999", "#009E73")
+ABLATED = {"structured": "the best heads of each kind ablated", "other": "as many other heads ablated"}
+
+
+def on_lego(**dials):
+    """Training on LEGO, the same from all beginnings: chains of 2 to 12 clauses."""
+    return train.Config(**compact(**{**dict(
+        min_clauses=2, batch_size=256, lr=1e-3, muon_lr=6e-3, warmup_steps=50, max_steps=1300, eval_every=50,
+        out_dir=""), **dials}))
+
+
+def ablate(source, to, heads):
+    """Writes a checkpoint like that of the config `source` into a folder, with uniform attention in some heads."""
+    train.make_folder(to)
+    checkpoint, n_channels = train.read_checkpoint(source.out_dir), source.n_embd // source.n_head
+    for layer, head in heads:  # no query and no key, and no gradient for them: the head stays uniform
+        for name in ("query.weight", "query.bias", "key.weight", "key.bias"):
+            checkpoint["model"][f"blocks.{layer}.attn.{name}"][head * n_channels :][:n_channels] = 0
+    train.write(Path(to) / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
+
+
+def make_ablated(seed):
+    """The two checkpoints of ABLATED, made of the one pretrained on text. The other heads are drawn by the seed."""
+    source = sources(seed)["text"]
+    scored = look_at(dict(train.asdict(source), init_from=source.out_dir))["LEGO"]
+    structured = {head for kind in KINDS for head in best(scored, kind, N_BEST)}
+    others = [(layer, head) for layer in range(source.n_layer) for head in range(source.n_head)
+              if (layer, head) not in structured]
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[: len(structured)]
+    ablate(source, f"out/text-{seed}-structured", structured)
+    ablate(source, f"out/text-{seed}-other", [others[i] for i in drawn])
+
+
+def groups():
+    """{label: [config of every seed]}"""
+    like_minilm = dict(n_embd=384, n_head=12, norm_first=False, norm_eps=1e-12, init_std=0.02, batch_size=64,
+                       lr=2e-4, muon_lr=2e-3, max_steps=600)
+    return {
+        "random weights": [on_lego(seed=seed) for seed in SEEDS],
+        "mimicking": [on_lego(seed=seed, init_from=f"out/mimicking-{seed}") for seed in SEEDS],
+        "text": [on_lego(seed=seed, init_from=f"out/text-{seed}") for seed in SEEDS],
+        **{f"text, {label}": [on_lego(seed=seed, init_from=f"out/text-{seed}-{name}") for seed in SEEDS]
+           for name, label in ABLATED.items()},
+        "random weights, MiniLM's shape": [on_lego(**like_minilm)],
+        "MiniLM": [on_lego(**like_minilm, init_from=MINILM)],
+    }
+
+
+def final(history, n_evaluations=3):
+    """Mean accuracy of the supervised variables over the last evaluations together, in percent."""
+    n = history["config"]["n_supervised"]
+    return 100 * torch.tensor(history["accuracy"])[-n_evaluations:, :n].mean().item()
+
+
+def draw(runs):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(19, 9.5), layout="constrained")
+    panels = figure.subplots(2, 4)
+    found = {}
+    for axes, (label, histories) in zip(panels.flatten(), runs.items()):
+        train.draw_accuracy(axes, histories)
+        ends = [f"{end:.0f}" for end in sorted(map(final, histories))]
+        found[label] = f"{ends[0]}%" if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}%"
+        axes.set_title(f"from {label}\nthe six supervised end at {found[label]} on average", fontsize=10)
+    axes = panels[1, 3]
+    for (label, histories), color in zip(runs.items(), COLORS):
+        n = histories[0]["config"]["n_supervised"]
+        means = 100 * torch.tensor([history["accuracy"] for history in histories])[:, :, :n].mean(2)  # (runs, steps)
+        alone = "" if len(histories) > 1 else f" (1 seed, batches of {histories[0]['config']['batch_size']})"
+        axes.plot(histories[0]["step"], means.mean(0), color=color, label=label + alone, linewidth=2,
+                  linestyle="--" if alone else "-")
+        axes.fill_between(histories[0]["step"], means.amin(0), means.amax(0), color=color, alpha=0.15, linewidth=0)
+    axes.axhline(50, color="gray", linestyle=":")
+    axes.set(xlabel="training steps on LEGO", ylabel="mean accuracy of the six supervised (%)", ylim=(40, 101.5),
+             xlim=(0, None))
+    axes.legend(frameon=False, fontsize=8, title="all of them, begun from")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="variable, in chain order", loc="outside lower center", ncols=len(labels),
+                  frameon=False)
+    histories = next(iter(runs.values()))
+    history, c = histories[0], histories[0]["config"]
+    figure.suptitle(
+        "What a vanilla Transformer begins from decides how soon it learns LEGO. The six supervised variables end at "
+        + ", ".join(f"{end} from {label}" for label, end in list(found.items())[:3]) + "\n"
+        f"{c['n_clauses']} clauses over {c['n_names']} names (in training {c['min_clauses']} to {c['n_clauses']}), "
+        f"{c['n_layer']} layers, width {c['n_embd']} (MiniLM: 384); mean of {len(histories)} seeds (MiniLM: 1), the "
+        f"band from worst to best; {history['hardware']} a run", fontweight="bold", fontsize=12)
+    return figure
+
+
+def main(arguments):
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    runs = groups()
+    if not Path(MINILM).exists():
+        print(f"without MiniLM: there is no {MINILM}; how to get it is told at the top of figures/heads.py")
+        runs = {label: configs for label, configs in runs.items() if "MiniLM" not in label}
+    if not all(all(histories) for histories in figures.found(NAME, runs).values()):
+        make_sources()
+        for seed in SEEDS:
+            make_ablated(seed)
+        figures.train_all(NAME, runs, parallel=True)
+    figures.redraw(NAME, draw)
+
+
+if __name__ == "__main__":
+    lego.command_line(main)
