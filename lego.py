@@ -28,7 +28,6 @@ import os
 import re
 import string
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -131,7 +130,7 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
     Random sentences: operations, names and the order of the clauses are uniform and independent.
 
     task          a Task
-    n_clauses     the length n of the chain; or a pair (low, high): n is drawn for this batch, both ends included
+    n_clauses     the length n of the chain
     generator     a torch.Generator on `device`, None for the default one
     n_distractor  length of a second, independent chain with its own root clause, its own variables and no labels,
                   shuffled into the same sentence; 0 for none
@@ -142,12 +141,10 @@ def sample(task, batch_size, n_clauses, generator=None, device="cpu", n_distract
     Returns a Batch with T = 5 (n + n_distractor), 5 less if a clause is dropped.
     Raises ValueError if a length is out of range.
     """
-    n_names, B = len(task.names), batch_size
-    low, high = n_clauses if isinstance(n_clauses, tuple) else (n_clauses, n_clauses)
-    if not (1 <= low <= high and n_distractor >= 0 and high + n_distractor <= n_names):
-        raise ValueError(f"n_clauses={n_clauses}, n_distractor={n_distractor}: expected at least 1 and 0, and in all "
-                         f"at most n_names={n_names}")
-    n = low if low == high else int(torch.randint(low, high + 1, (), generator=generator, device=device))
+    n_names, B, n = len(task.names), batch_size, n_clauses
+    if not (n >= 1 and n_distractor >= 0 and n + n_distractor <= n_names):
+        raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all at most "
+                         f"n_names={n_names}")
     N = n + n_distractor
     if isinstance(drop, str) and drop == "random" and N > 1:
         drop = torch.randint(n, (B,), generator=generator, device=device)
@@ -193,6 +190,15 @@ def follow(task, operations) -> torch.Tensor:
     for operation in operations.unbind(1):
         values.append(action[operation, values[-1]])
     return torch.stack(values[1:], dim=1)
+
+
+def count_operations(tokens, task) -> torch.Tensor:
+    """
+    The value (B,) of the operations in whole sentences (B, T), followed in the order of the text: what can be said
+    without a look at the names. In `sign`, and where else the order does not matter, it is the value of the last
+    variable of a sentence that is one whole chain, which makes it a shortcut: the parity of all minus signs.
+    """
+    return follow(task, tokens[:, 2::TOKENS_PER_CLAUSE] - task.first_operation)[:, -1]
 
 
 def change_operation(batch, task, i, generator=None) -> Batch:
@@ -330,11 +336,12 @@ def split_words(text) -> list[str]:
 @lru_cache(maxsize=2)
 def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
     """
-    The words of a UTF-8 text file, whose documents are separated by empty lines; or, without a path, the prose of the
-    docstrings of LIBRARIES, each docstring a document. The `n_words` most common ones are its vocabulary, with the
-    tokens of LEGO always among them. It is kept in `folder`, and made anew for another file or other versions.
+    The words of a UTF-8 text file, whose documents are separated by empty lines, or are its lines where that leaves
+    fewer than 20; or, without a path, the prose of the docstrings of LIBRARIES, each docstring a document. The
+    `n_words` most common ones are its vocabulary, with the tokens of LEGO always among them. It is kept in `folder`,
+    and made anew for another file or other versions.
 
-    Raises ValueError for a file that is missing, empty, or not text.
+    Raises ValueError for a file that is missing, empty, not text, or a single document.
     """
     if path:
         try:
@@ -347,14 +354,21 @@ def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
     try:
         kept = torch.load(cache, weights_only=True)
     except Exception:  # not there, or half of one: it can be made again
-        documents = [split_words(text) for text in dict.fromkeys(_paragraphs(path) if path else _docstrings())]
-        documents = [words for words in documents if words]
         first = ("[UNKNOWN]", "[MASK]", "[END]", *make_task("sign").vocab)
-        count = Counter(itertools.chain.from_iterable(documents))
-        common = sorted((word for word in count if word not in first), key=lambda word: (-count[word], word))
+        index = {word: i for i, word in enumerate(first)}  # every word, numbered as they come
+        documents = []
+        texts = tqdm(dict.fromkeys(_paragraphs(path) if path else _docstrings()), desc="splitting into words",
+                     unit="document", leave=False, dynamic_ncols=True, disable=None)
+        for words in filter(None, map(split_words, texts)):
+            documents.append(torch.tensor([*(index.setdefault(word, len(index)) for word in words), END]))
+        if len(documents) < 2:
+            raise ValueError(f"corpus={path}: expected at least 2 paragraphs or lines, one of them to hold out")
+        count = torch.cat(documents).bincount(minlength=len(index)).tolist()
+        common = sorted(list(index)[len(first) :], key=lambda word: (-count[index[word]], word))
         vocab = (*first, *common)[: max(n_words, len(first))]
-        index = {word: i for i, word in enumerate(vocab)}
-        flat = lambda part: torch.tensor([i for words in part for i in (*(index.get(w, UNKNOWN) for w in words), END)])
+        number = torch.full((len(index),), UNKNOWN)  # from the numbers as they came to those of the vocabulary
+        number[[index[word] for word in vocab]] = torch.arange(len(vocab))
+        flat = lambda part: number[torch.cat(part)]
         held_out = documents[::20]
         del documents[::20]
         kept = dict(vocab=vocab, train=flat(documents), test=flat(held_out))
@@ -376,7 +390,8 @@ def _paragraphs(path):
         raise ValueError(f"corpus={path}: expected UTF-8 text ({error})") from None
     if "\0" in text or not text.strip():
         raise ValueError(f"corpus={path}: expected UTF-8 text, this is {'empty' if not text.strip() else 'binary'}")
-    return re.split(r"\n\s*\n", text)
+    paragraphs = re.split(r"\n\s*\n", text)
+    return paragraphs if len(paragraphs) >= 20 else text.split("\n")
 
 
 def _docstrings():

@@ -134,12 +134,14 @@ class Transformer(nn.Module):
         vocab     the symbol of every row of their token embedding
         symbols   those of this model: each takes the row that it has there, and stays random if it has none
 
-        Of the positions as many are taken as this model has. The head is taken if it has the same shape, and else stays
-        random. Raises ValueError, with a name and both shapes, for a weight that does not fit.
+        Of the positions as many are taken as this model has. The head is taken if it has the same shape and is for the
+        same symbols, of which either model may have more, and else stays random. Raises ValueError, with a name and
+        both shapes, for a weight that does not fit.
         """
         weights = dict(weights)
         row_of = {symbol: i for i, symbol in enumerate(vocab)}
         known = torch.tensor([symbol in row_of for symbol in symbols])
+        same_task = all(there == here for there, here in zip(vocab, symbols))
         state = self.state_dict()
         for name, here in state.items():
             there = weights.get(name)
@@ -148,7 +150,7 @@ class Transformer(nn.Module):
                 there[known] = weights[name][[row_of[symbol] for symbol in symbols if symbol in row_of]].to(here)
             elif name == "position_embedding.weight" and there is not None:
                 there = there[: len(here)]
-            elif name.startswith("head.") and (there is None or there.shape != here.shape):
+            elif name.startswith("head.") and (there is None or there.shape != here.shape or not same_task):
                 there = here
             if there is None or there.shape != here.shape:
                 shape = "nothing" if there is None else f"{list(there.shape)}"
@@ -239,20 +241,24 @@ def read_bert(folder):
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vocab = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        vocab = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise ValueError(f"{error.filename}: expected this file of a pretrained BERT ({error.strerror})") from None
     except ValueError:
         raise ValueError(f"{folder}: expected config.json and vocab.txt of a pretrained BERT, one is damaged") from None
-    try:
-        dials = dict(n_layer=config["num_hidden_layers"], n_embd=config["hidden_size"],
-                     n_head=config["num_attention_heads"], norm_eps=config["layer_norm_eps"],
-                     init_std=config["initializer_range"], tied=False, norm_first=False, norm_state=False,
-                     positions="learned", attention="vanilla")
-        found = (config["model_type"], config["hidden_act"], config.get("position_embedding_type", "absolute"),
-                 config["intermediate_size"] / config["hidden_size"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{folder / 'config.json'}: expected that of a BERT, {error} is missing") from None
+    config = config if isinstance(config, dict) else {}
+    dials = dict(tied=False, norm_first=False, norm_state=False, positions="learned", attention="vanilla")
+    for dial, key, kind, default in [  # their library has defaults for two of them
+        ("n_layer", "num_hidden_layers", int, None), ("n_embd", "hidden_size", int, None),
+        ("n_head", "num_attention_heads", int, None), ("norm_eps", "layer_norm_eps", float, 1e-12),
+        ("init_std", "initializer_range", float, 0.02),
+    ]:
+        dials[dial] = config.get(key, default)
+        if not isinstance(dials[dial], kind) or dials[dial] <= 0:
+            raise ValueError(f"{folder / 'config.json'}: expected that of a BERT with {key} above 0, found "
+                             f"{config.get(key, 'none')}")
+    found = (config.get("model_type"), config.get("hidden_act"), config.get("position_embedding_type", "absolute"),
+             config.get("intermediate_size", 0) / dials["n_embd"])
     if found != ("bert", "gelu", "absolute", 4):
         raise ValueError(f"{folder / 'config.json'}: expected bert with gelu, absolute positions and an MLP of 4 times "
                          f"the width, found {', '.join(map(str, found))}")

@@ -43,9 +43,9 @@ class Config:
     n_clauses: int = 12  # length of the chain; a sentence has T = 5 n_clauses tokens
     n_supervised: int = 6  # the first variables in chain order, which carry a label in training; all are measured
     n_names: int = 26  # variables to draw from, up to 1024: a to z, then v26, v27, ...
-    min_clauses: int = 0  # each training batch draws its chain length from here to n_clauses; 0: always n_clauses
-    n_distractor: int = 0  # clauses of a second, unlabelled chain in every training sentence; 0: none
-    drop_clause: bool = False  # leave one clause, drawn at random, out of every training sentence
+    min_clauses: int = 0  # clauses of a training sentence: each batch draws from here to n_clauses; 0: n_clauses
+    n_distractor: int = 0  # ... of which up to so many, drawn for each batch, are a second, unlabelled chain; 0: none
+    drop_clause: float = 0.0  # share of the training batches whose sentences lack one clause, drawn at random; 0: none
     every_layer: bool = True  # ask for a variable after every layer that can know it; False: after the last one only
     mimic: bool = False  # train no values, but vanilla heads 0 and 1 of every layer to attend as LEGO attention does
     corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
@@ -105,9 +105,9 @@ def check(config):
         ("n_clauses", 1 <= c.n_clauses <= c.n_names, f"1 to n_names={c.n_names}"),
         ("n_supervised", 1 <= c.n_supervised <= c.n_clauses, f"1 to n_clauses={c.n_clauses}"),
         ("min_clauses", 0 <= c.min_clauses <= c.n_clauses, f"0 to n_clauses={c.n_clauses}"),
-        ("n_distractor", 0 <= c.n_distractor <= c.n_names - c.n_clauses,
-         f"0 to n_names - n_clauses = {c.n_names - c.n_clauses}"),
-        ("drop_clause", not c.drop_clause or shortest + c.n_distractor > 1, "False for sentences of a single clause"),
+        ("n_distractor", 0 <= c.n_distractor < shortest, f"0 to {shortest - 1}, below the clauses of any sentence"),
+        ("drop_clause", 0 <= c.drop_clause <= 1, "0 to 1"),
+        ("drop_clause", not c.drop_clause or shortest > 1, "0 for sentences of a single clause"),
         ("n_layer", c.n_layer >= 1, "at least 1"),
         ("loop_jitter", 0 <= c.loop_jitter < c.n_layer or not c.tied, f"0 to n_layer - 1 = {c.n_layer - 1}"),
         ("eval_loops", c.eval_loops >= 0, "at least 0"),
@@ -123,7 +123,8 @@ def check(config):
         ("n_words", c.n_words >= 64, "at least 64"),
         ("n_tokens", c.n_tokens >= 1, "at least 1"),
         ("norm_eps", 0 < c.norm_eps < 1, "above 0, below 1"),
-        ("min_clauses", not (c.n_train and c.min_clauses), "0 with n_train: a fixed set has sentences of one length"),
+        ("n_train", not (c.n_train and (c.min_clauses or c.n_distractor or c.drop_clause)),
+         "0 with min_clauses, n_distractor or drop_clause: the sentences of a fixed set are of one kind"),
         ("dropout", 0 <= c.dropout < 1, "0 to below 1"),
         ("init_std", 0 < c.init_std < math.inf, "above 0"),
         ("lr", 0 < c.lr < math.inf, "above 0"),
@@ -246,7 +247,11 @@ def make_generator(config, stream, device="cpu", i=0) -> torch.Generator:
 def make_task(config, device="cpu"):
     """What is to be learned: a lego.Task, or for `words` a lego.Corpus, on `device`. Both have `vocab` and `values`."""
     if config.task == "words":
-        return lego.read_corpus(config.corpus, config.n_words, device)
+        corpus = lego.read_corpus(config.corpus, config.n_words, device)
+        if min(len(corpus.train), len(corpus.test)) < config.n_tokens:
+            raise ValueError(f"corpus={config.corpus}: expected at least n_tokens={config.n_tokens} words to train on "
+                             f"and as many held out, found {len(corpus.train)} and {len(corpus.test)}")
+        return corpus
     return lego.make_task(config.task, config.n_names)
 
 
@@ -255,9 +260,9 @@ def make_model(config) -> Transformer:
     torch.manual_seed(seed_of(config, "weights"))
     task = make_task(config)
     dials = {name: value for name, value in asdict(config).items() if name in SHAPE}
-    T = lego.TOKENS_PER_CLAUSE * (config.n_clauses + config.n_distractor)
+    T = config.n_tokens if config.task == "words" else lego.TOKENS_PER_CLAUSE * config.n_clauses
     model = Transformer(ModelConfig(len(task.vocab), len(task.values), dropout=config.dropout, init_std=config.init_std,
-                                    block_size=config.n_tokens if config.task == "words" else T, **dials)).eval()
+                                    block_size=T, **dials)).eval()
     if config.init_from and not (config.resume or config.ask):  # these have weights of their own
         _, vocab, weights = read_pretrained(config.init_from)
         try:
@@ -316,9 +321,14 @@ def draw_sentences(config, size, generator):
     task = make_task(config, generator.device)
     if config.task == "words":
         return lego.sample_words(task, size, config.n_tokens, generator, generator.device)
-    n_clauses = (config.min_clauses, config.n_clauses) if config.min_clauses else config.n_clauses
-    return lego.sample(task, size, n_clauses, generator, generator.device, config.n_distractor,
-                       drop="random" if config.drop_clause else None)
+    draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=generator, device=generator.device)
+                                 ) if low < high else low
+    n_clauses = draw(config.min_clauses or config.n_clauses, config.n_clauses)
+    n_distractor = draw(0, config.n_distractor)
+    drop = None
+    if config.drop_clause and torch.rand((), generator=generator, device=generator.device) < config.drop_clause:
+        drop = "random"
+    return lego.sample(task, size, n_clauses - n_distractor, generator, generator.device, n_distractor, drop)
 
 
 def draw_test_sentences(config, generator):
@@ -562,7 +572,8 @@ def read_checkpoint(out_dir, device="cpu") -> dict:
         raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        Config(**checkpoint["config"]), checkpoint["vocab"], checkpoint["model"], checkpoint["history"]["step"]
+        checkpoint["config"] = asdict(Config(**checkpoint["config"]))  # one of an older version may lack dials
+        checkpoint["vocab"], checkpoint["model"], checkpoint["history"]["step"]
     except Exception:  # foreign bytes break the unpickler in more ways than can be listed
         raise ValueError(f"{path}: expected a checkpoint of train.py, this is damaged or something else") from None
     return checkpoint
@@ -737,8 +748,9 @@ def ask(config, text):
     """Prints what the checkpoint in out_dir says about a sentence: every variable's value, probability and truth."""
     device = pick_device(config.device)
     checkpoint = read_checkpoint(config.out_dir, device)
-    if config.task == "words":
-        raise ValueError(f"ask={text}: expected a checkpoint of a LEGO task, the one in {config.out_dir} is for words")
+    if plots_loss(asdict(config)):
+        raise ValueError(f"ask={text}: expected a checkpoint that was trained on values, the one in {config.out_dir} "
+                         f"is for {'words' if config.task == 'words' else 'mimicking'}")
     task = make_task(config)
     truth = lego.solve(text, task)
     tokens = lego.encode(text, task)[None].to(device)  # (1, T)

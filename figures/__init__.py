@@ -10,8 +10,9 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -35,16 +36,21 @@ def load(name) -> dict:
     return json.loads(path.read_text())
 
 
-def train_all(name, groups, parallel=False):
+def saved(name) -> dict:
+    """As `load`, but empty where there is nothing yet."""
+    return load(name) if (FOLDER / f"{name}.json").exists() else {}
+
+
+def train_all(name, groups, parallel=False, run=None):
     """
     Trains {label: [config, ...]} into figures/<name>.json, as {label: [history, ...]}. A run with the same dials that
     the file already holds is kept: a stopped figure goes on, and to make one anew delete its JSON.
 
-    parallel: as in `train_each`.
+    parallel, run: as in `train_each`.
     """
     histories = found(name, groups)
     missing = [(label, i) for label, runs in histories.items() for i, history in enumerate(runs) if not history]
-    for k, history in train_each([groups[label][i] for label, i in missing], parallel):
+    for k, history in train_each([groups[label][i] for label, i in missing], parallel, run):
         label, i = missing[k]
         histories[label][i] = history
         save(name, {label: [run for run in runs if run] for label, runs in histories.items() if any(runs)})
@@ -52,10 +58,7 @@ def train_all(name, groups, parallel=False):
 
 def found(name, groups) -> dict:
     """{label: [history, ...]} of what figures/<name>.json holds of {label: [config, ...]}, None where it does not."""
-    try:
-        histories = [history for runs in load(name).values() for history in runs]
-    except ValueError:
-        histories = []
+    histories = [history for runs in saved(name).values() for history in runs]
     same = lambda config: [h for h in histories if all(asdict(config)[k] == v for k, v in h["config"].items())]
     return {label: [next(iter(same(config)), None) for config in configs] for label, configs in groups.items()}
 
@@ -74,27 +77,45 @@ def make_checkpoints(configs, parallel=False):
         pass
 
 
-def train_each(configs, parallel=False):
+def train_each(configs, parallel=False, run=None):
     """
     Trains every config and yields (its place in the list, history) as they end.
+
+    run: what makes the history of a config, a function of a module; None: train.train.
 
     parallel: without a GPU, make as many runs at a time as there are cores, each on one thread, which small models
     gain by. What is measured in steps stays the same but for rounding; what is measured in seconds does not.
     """
+    run = run or train.train
     n_processes = min(len(configs), torch.get_num_threads())
     if not parallel or n_processes < 2 or train.pick_device(configs[0].device).type != "cpu":
         for i, config in enumerate(configs):
-            yield i, train.train(config)
+            yield i, run(config)
         return
     print(f"{len(configs)} runs, {n_processes} at a time")
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(n_processes, spawn, _one_quiet_thread)
     try:
-        runs = {pool.submit(train.train, config): i for i, config in enumerate(configs)}
-        for run in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run", dynamic_ncols=True):
-            yield runs[run], run.result()
+        runs = {pool.submit(run, config): i for i, config in enumerate(configs)}
+        for done in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run", dynamic_ncols=True):
+            yield runs[done], done.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def train_and_look(config, look):
+    """
+    Trains a config in stages of eval_every steps, which a resumed run makes the same as the unbroken one, and looks at
+    the model after each: the history, with `looks`, one look(model, config) per evaluation behind the start.
+    """
+    looks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(config.eval_every, config.max_steps + 1, config.eval_every):
+            stage = replace(config, max_steps=step, out_dir=folder, resume=bool(looks))
+            model = train.make_model(stage)
+            history = train.train(stage, model)
+            looks.append(look(model, config))
+    return {**history, "config": asdict(config), "looks": looks}
 
 
 def _one_quiet_thread():

@@ -109,6 +109,17 @@ def test_scores_of_heads_on_maps_with_a_known_answer():
     assert share[[0, 2, 3]].tolist() == pytest.approx([uniform, 1, 0])
 
 
+def test_scores_of_heads_over_some_rows_alone():
+    tokens = torch.tensor([[7, 8, 7, 9, 7, 8, 5, 6]])
+    maps = torch.eye(8)[[2, 5, 0, 0, 3, 3, 3, 3]][None, None]  # rows 0, 1, 2 look at a twin, row 3 far away
+    rows = torch.tensor([[True, False, False, True, True, False, False, False]])
+    scored = heads.score(maps, tokens, rows)
+    assert scored["association"][0].item() == pytest.approx(1 / 2)  # rows 0 and 4; row 3 has no twin
+    assert scored["association"][1] == pytest.approx(2 / 8)
+    assert scored["manipulation"][0].item() == pytest.approx(2 / 3)  # rows 0 and 4, not 3
+    assert scored["manipulation"][1] == pytest.approx((3 + 5 + 5) / 24)
+
+
 def test_best_heads_are_those_with_the_largest_shares():
     scored = dict(association=dict(share=[[0.1, 0.9], [0.3, 0.2], [0.8, 0.0]]))
     assert heads.best(scored, "association") == [(0, 1)]

@@ -156,7 +156,7 @@ def test_sentence_longer_than_learned_positions_is_refused():
 def bert_folder(folder, **dials):
     """A folder as the Hugging Face libraries write it, of a tiny BERT with random weights, old names and all."""
     config = dict(model_type="bert", hidden_act="gelu", num_hidden_layers=2, hidden_size=8, num_attention_heads=2,
-                  intermediate_size=32, layer_norm_eps=1e-12, initializer_range=0.02, **dials)
+                  intermediate_size=32, layer_norm_eps=1e-12, initializer_range=0.02) | dials
     words = ["[PAD]", "a", "=", "+", "1", ";"]
     shapes = {"embeddings.word_embeddings.weight": (6, 8), "embeddings.position_embeddings.weight": (16, 8),
               "embeddings.token_type_embeddings.weight": (2, 8), "embeddings.LayerNorm.gamma": (8,),
@@ -193,7 +193,10 @@ def test_bert_of_an_older_layout_is_read(tmp_path):
     (lambda f: (f / "vocab.txt").unlink(), "vocab.txt: expected this file of a pretrained BERT"),
     (lambda f: (f / "pytorch_model.bin").unlink(), "model.safetensors: expected"),
     (lambda f: (f / "config.json").write_text("{"), "expected config.json and vocab.txt of a pretrained BERT, one is"),
-    (lambda f: (f / "config.json").write_text("{}"), "'num_hidden_layers' is missing"),
+    (lambda f: (f / "config.json").write_text("{}"), "expected that of a BERT with num_hidden_layers above 0"),
+    (lambda f: (f / "config.json").write_text("[]"), "expected that of a BERT with num_hidden_layers above 0"),
+    (lambda f: bert_folder(f, hidden_size=0), "expected that of a BERT with hidden_size above 0, found 0"),
+    (lambda f: bert_folder(f, layer_norm_eps="x"), "expected that of a BERT with layer_norm_eps above 0, found x"),
     (lambda f: (f / "pytorch_model.bin").write_bytes(b"no"), "pytorch_model.bin: expected the weights of a pretrained"),
     (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: expected the"),
     (lambda f: (f / "vocab.txt").write_text("a"), "vocab.txt: expected 6 words, one for each row of the embedding"),

@@ -57,7 +57,7 @@ def same(history, other):
 @pytest.mark.parametrize("dials", [
     {}, dict(task="d3", attention="hybrid"), dict(chained=False, schedule="cosine"),
     dict(attention="vanilla", tied=False, positions="learned", norm_first=False, norm_state=False, muon_lr=0.0),
-    dict(every_layer=False), dict(min_clauses=2, n_distractor=3, drop_clause=True),
+    dict(every_layer=False), dict(min_clauses=3, n_distractor=2, drop_clause=0.5),
     dict(dtype="bfloat16", association="segment"),
 ], ids=str)
 def test_twenty_steps_lower_the_loss(dials):
@@ -110,6 +110,23 @@ def test_loss_asks_for_a_variable_after_the_layers_that_can_know_it(every_layer)
                 terms += [-log_p[b, batch.positions[b, i], batch.values[b, i]] for b in range(8)]
     assert len(terms) == (24 if every_layer else 16)
     torch.testing.assert_close(train.loss_of(model, batch, config, n_loops=3), torch.stack(terms).mean())
+
+
+def test_training_sentences_are_of_the_kinds_that_the_dials_ask_for():
+    """Every length, every split into chain and distractor, whole or with a clause missing, in their shares."""
+    config = tiny(min_clauses=4, n_clauses=6, n_supervised=6, n_distractor=2, drop_clause=0.25)
+    task, generator, seen, n_batches = train.make_task(config), torch.Generator(), [], 800
+    for _ in range(n_batches):
+        batch = train.draw_sentences(config, 2, generator)
+        n, dropped = batch.values.size(1), bool((batch.values == lego.IGNORE).any())
+        assert all(len(lego.solve(lego.decode(ids, task), task, partial=True)) == batch.tokens.size(1) // 5
+                   for ids in batch.tokens)
+        seen.append((batch.tokens.size(1) // 5 + dropped, n, dropped))  # clauses, chain, a clause is missing
+    kinds = {(m, m - k) for m in (4, 5, 6) for k in (0, 1, 2)}
+    for m, n in kinds:
+        assert sum(kind[:2] == (m, n) for kind in seen) == pytest.approx(n_batches / 9, rel=0.4)
+    assert sum(dropped for _, _, dropped in seen) == pytest.approx(n_batches / 4, rel=0.2)
+    assert {kind[:2] for kind in seen} == kinds
 
 
 def test_fixed_training_set_is_gone_through_once_in_every_epoch_and_in_another_order():
@@ -374,6 +391,27 @@ def test_mimicking_is_a_run_like_others(run, tmp_path):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_head_is_taken_for_the_same_symbols_only(tmp_path):
+    """c6 and d3 have heads of one shape, and another alphabet is no other task."""
+    train.train(tiny(task="c6", every_layer=False, max_steps=1, out_dir=str(tmp_path)))
+    head = train.read_checkpoint(tmp_path)["model"]["head.weight"]
+    head_of = lambda **dials: train.make_model(tiny(**dials, init_from=str(tmp_path))).head.weight
+    assert torch.equal(head_of(task="c6", n_names=40), head) and not torch.equal(head_of(task="d3"), head)
+
+
+def test_checkpoint_of_a_version_with_fewer_dials_is_read(trained, tmp_path):
+    checkpoint = train.read_checkpoint(trained)
+    del checkpoint["config"]["norm_eps"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    assert train.override(train.Config(), [f"--init_from={tmp_path}"]).norm_eps == train.Config.norm_eps
+
+
+def test_question_to_a_model_without_values_is_one_line(run, tmp_path):
+    train.train(tiny(mimic=True, attention="vanilla", tied=False, max_steps=1, out_dir=str(tmp_path)))
+    code, out, err = run(f"--out_dir={tmp_path}", "--ask=a=+1")
+    assert code == 2 and "expected a checkpoint that was trained on values" in err and err.count("\n") == 1
+
+
 def test_lego_after_words_keeps_what_its_tokens_were(words):
     """Each symbol takes its own row, positions as far as they are needed; the head is new."""
     train.train(tiny(**words, out_dir="pretrained"))
@@ -394,11 +432,11 @@ def test_lego_after_words_keeps_what_its_tokens_were(words):
     (["--mimic", "--task=words", "--every_layer=False", "--attention=vanilla"], "mimic=True: expected False for task"),
     (["--init_from=nowhere"], "init_from=nowhere: expected a folder with a checkpoint.pt of train.py, or"),
     (["--task=words", "--every_layer=False", "--corpus=nowhere"], "corpus=nowhere: expected a text file (No such file"),
-    (["--task=words", "--every_layer=False", "--corpus=README.md"], "a corpus with 3 words held out: expected"),
+    (["--task=words", "--every_layer=False", "--corpus=README.md"], "corpus=README.md: expected at least n_tokens="),
 ])
 def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_path):
     monkeypatch.chdir(tmp_path)
-    Path("README.md").write_text("a file")
+    Path("README.md").write_text("a\n\nfile")
     code, out, err = run(*arguments, "--device=cpu")
     assert code == 2 and err.startswith(f"train.py: {expected}") and err.count("\n") == 1
 
@@ -421,7 +459,9 @@ def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_
     ("--n_supervised=13", "n_supervised=13: expected 1 to n_clauses=12"),
     ("--n_names=2000", "n_names=2000: expected 1 to 1024"),
     ("--min_clauses=13", "min_clauses=13: expected 0 to n_clauses=12"),
-    ("--n_distractor=15", "n_distractor=15: expected 0 to n_names - n_clauses = 14"),
+    ("--n_distractor=12", "n_distractor=12: expected 0 to 11, below the clauses of any sentence"),
+    ("--drop_clause=2", "drop_clause=2.0: expected 0 to 1"),
+    ("--drop_clause=True", "drop_clause=True: expected a number"),
     ("--task=c1", "task=c1: expected sign, c<k>"),
     ("--attention=foo", "attention=foo: expected vanilla, lego or hybrid"),
     ("--association=foo", "association=foo: expected auto, dense or segment"),
