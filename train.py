@@ -277,11 +277,16 @@ def loops_at_test(config):
     return (config.eval_loops or config.n_layer) if config.tied else None
 
 
+def states_of(model, batch, n_loops=None):
+    """The states (L, B, n, C) after every layer, at the positions of a batch."""
+    at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)  # (B, n, C)
+    return torch.stack([x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)])
+
+
 def logits_of(model, batch, n_loops=None, every_layer=False):
     """The logits (L, B, n, n_out) at the positions of a batch, after every layer, or after the last one only: L = 1."""
-    at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)  # (B, n, C)
-    states = [x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)]
-    return model.readout(torch.stack(states if every_layer else states[-1:]))
+    states = states_of(model, batch, n_loops)
+    return model.readout(states if every_layer else states[-1:])
 
 
 @torch.no_grad()

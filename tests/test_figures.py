@@ -8,9 +8,10 @@ import torch
 from matplotlib.figure import Figure
 
 import figures
+import lego
 import train
 from attention import identical_tokens
-from figures import heads, pretraining
+from figures import flow, heads, pretraining, shortcut
 
 NAMES = [module.name for module in pkgutil.iter_modules(figures.__path__) if not module.name.startswith("_")]
 
@@ -156,3 +157,56 @@ def test_finished_checkpoint_is_not_made_again(monkeypatch, tmp_path):
     others = [train.Config(**{**train.asdict(config), **dial}) for dial in (dict(lr=1e-3), dict(max_steps=3))]
     figures.make_checkpoints(others)
     assert trained == others
+
+
+def test_looks_do_not_change_the_run():
+    config = train.Config(n_clauses=3, n_supervised=2, n_embd=16, n_layer=2, loop_jitter=1, eval_loops=0, batch_size=8,
+                          eval_size=20, max_steps=6, eval_every=2, stop_at=0.0, device="cpu", out_dir="")
+    whole = train.train(config)
+    history = figures.train_and_look(config, lambda model, config: next(model.parameters()).abs().sum().item())
+    assert all(history[key] == whole[key] for key in ("config", "step", "loss", "accuracy", "flops"))
+    assert len(set(history["looks"])) == 3  # one behind each evaluation but the first, of the model as it is then
+
+
+def answers_of(rule):
+    """What a stand-in for train.predict answers: the value of the whole sentence's count, or of the chain followed."""
+    def predict(model, batch, n_loops):
+        task = lego.make_task("sign", 6)
+        if rule == "count":
+            return lego.count_operations(batch.tokens, task)[:, None].expand_as(batch.values)
+        answers = torch.zeros_like(batch.values)
+        for b, ids in enumerate(batch.tokens):
+            solution = lego.solve(lego.decode(ids, task), task, partial=True)
+            for i, position in enumerate(batch.positions[b]):
+                answers[b, i] = task.values.index(solution[task.vocab[ids[position]]] or "+1")
+        return answers
+    return predict
+
+
+def test_interference_tells_following_from_counting(monkeypatch):
+    config, n = shortcut.groups()["nothing"][0], 6
+    monkeypatch.setattr(train, "predict", answers_of("follow"))
+    look = shortcut.interfere(None, config, size=100)
+    assert look["whole"] == [1] * n and look["beside"] == [1] * (n - 2) and look["beside_differ"] == 1
+    assert look["changes"] == [[float(i <= j) for j in range(n)] for i in range(n)]
+    assert 0.3 < look["beside_count"] < 0.7 and 0.3 < look["dropped_count"] < 0.7
+    monkeypatch.setattr(train, "predict", answers_of("count"))
+    look = shortcut.interfere(None, config, size=100)
+    assert look["whole"][-1] == 1 and max(look["whole"][:-1]) < 0.7 and look["changes"] == [[1.0] * n] * n
+    assert look["beside_count"] == look["dropped_count"] == 1 and look["beside_differ"] == 0
+
+
+def test_probe_reads_what_is_there_and_nothing_else(monkeypatch):
+    """Variable i stands in the state from layer i on, beside noise and a large constant."""
+    def states_of(model, batch, n_loops):
+        known = torch.nn.functional.one_hot(batch.values, 6).float()  # (B, n, |X|)
+        layers = [torch.where((torch.arange(3) <= layer)[:, None], known, 0) for layer in range(3)]
+        return torch.stack([torch.cat((x, torch.randn(*x.shape[:2], 2) + 50), -1) for x in layers])
+
+    monkeypatch.setattr(train, "states_of", states_of)
+    read = flow.read_out(None, train.Config(task="d3", n_clauses=3, n_supervised=3, tied=False), size=1000)
+    for layer in range(3):
+        for variable in range(3):
+            accuracy = read["true"][layer][variable]
+            assert accuracy == 1 if variable <= layer else abs(accuracy - 1 / 6) < 0.07
+            assert abs(read["shuffled"][layer][variable] - 1 / 6) < 0.07

@@ -1,0 +1,142 @@
+"""
+How information flows: after which layer can the value of each variable be read at its own left-hand side?
+
+DOC
+"""
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+import figures
+import lego
+import train
+
+NAME = "flow"
+SEEDS = range(3)
+UNTIED_LEGO = dict(tied=False, loop_jitter=0, eval_loops=0, every_layer=False)
+MODELS = {
+    "vanilla, untied": train.PRESETS["vanilla"],
+    "vanilla, tied": dict(train.PRESETS["vanilla"], tied=True),
+    "LEGO, chained": UNTIED_LEGO,
+    "LEGO, parallel": dict(UNTIED_LEGO, chained=False),
+}
+SENTENCES = {  # what is trained on, never more than 6 clauses; what is asked for in a test is whole chains of 6
+    "whole": dict(min_clauses=2),
+    "beside": dict(min_clauses=3, n_distractor=2),
+}
+TITLES = {"whole": "trained on whole chains", "beside": "trained on chains beside a second one"}
+
+
+def config_of(model, seed, **more):
+    """6 clauses, all supervised, for 6 layers, or a block with 6 loops."""
+    return train.Config(**{**MODELS[model], "n_clauses": 6, "n_supervised": 6, "n_names": 6, "n_layer": 6,
+                           "stop_at": 0.0, "max_steps": 1600, "eval_every": 200, "out_dir": "", "seed": seed, **more})
+
+
+def mimicking(model, seed):
+    """What vanilla attention begins from beside a second chain: from random weights it stays with two variables."""
+    return config_of(model, seed, mimic=True, lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300,
+                     out_dir=f"out/flow-{model.replace(', ', '-')}-{seed}")
+
+
+def groups():
+    """{label: [config of every seed]}, every model on both kinds of sentences."""
+    configs = {}
+    for kind, dials in SENTENCES.items():
+        for model in MODELS:
+            runs = [config_of(model, seed, **dials) for seed in SEEDS]
+            if "LEGO" in model and kind == "whole":
+                runs = [replace(run, max_steps=400) for run in runs]
+            if "vanilla" in model and kind == "beside":
+                runs = [replace(run, init_from=mimicking(model, run.seed).out_dir) for run in runs]
+            configs[f"{model}; {kind}"] = runs
+    return configs
+
+
+@torch.no_grad()
+def read_out(model, config, size=2000, ridge=1e-6):
+    """
+    How well every variable's value can be read from the state at its own left-hand side after every layer: a linear
+    probe for each pair of layer and variable, fitted on `size` fresh sentences and measured on as many others.
+
+    Returns {"true": [layer][variable], "shuffled": the same for labels that belong to other sentences}: accuracies. The
+    fit is the closed form of ridge regression on one-hot values, the likeliest value the answer.
+    """
+    task, generator = train.make_task(config), torch.Generator().manual_seed(2**31)
+    halves = [lego.sample(task, size, config.n_clauses, generator) for _ in range(2)]  # to fit, to measure
+    states = [train.states_of(model, half, train.loops_at_test(config)) for half in halves]  # each (L, B, n, C)
+    x, x_test = (F.pad(s.double(), (0, 1), value=1.0).transpose(1, 2) for s in states)  # (L, n, B, C + 1), a bias
+    gram = x.mT @ x + ridge * size * torch.eye(x.size(-1))  # (L, n, C + 1, C + 1)
+    accuracy = {}
+    for name, rows in (("true", torch.arange(size)), ("shuffled", torch.randperm(size, generator=generator))):
+        y, y_test = (F.one_hot(half.values[rows], len(task.values)).double().transpose(0, 1) for half in halves)
+        weight = torch.linalg.solve(gram, x.mT @ y)  # (L, n, C + 1, |X|)
+        right = (x_test @ weight).argmax(-1) == y_test.argmax(-1)  # (L, n, B)
+        accuracy[name] = right.double().mean(-1).tolist()
+    return accuracy
+
+
+def run(config):
+    return figures.train_and_look(config, read_out)
+
+
+def readable(history, at=0.9):
+    """How many variables can be read after each layer, (looks, L)."""
+    return (torch.tensor([look["true"] for look in history["looks"]]) >= at).sum(-1)
+
+
+def draw(runs):
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(19, 14), layout="constrained")
+    panels = figure.subplots(3, len(MODELS))
+    for row, kind in enumerate(SENTENCES):
+        for axes, model in zip(panels[row], MODELS):
+            histories = runs[f"{model}; {kind}"]
+            accuracy = 100 * torch.tensor([history["looks"][-1]["true"] for history in histories])  # (seeds, L, n)
+            chance = 100 * torch.tensor([history["looks"][-1]["shuffled"] for history in histories]).mean()
+            image = axes.imshow(accuracy.mean(0), cmap="cividis", vmin=50, vmax=100)
+            for layer, cells in enumerate(accuracy.permute(1, 2, 0).tolist()):
+                for variable, seeds in enumerate(cells):
+                    mean = sum(seeds) / len(seeds)
+                    text = f"{mean:.0f}" if max(seeds) - min(seeds) < 10 else f"{min(seeds):.0f}–{max(seeds):.0f}"
+                    axes.text(variable, layer, text, ha="center", va="center", fontsize=9 if len(text) < 4 else 7,
+                              color="black" if mean > 75 else "white")
+            steps = histories[0]["step"][-1]
+            begun = ", begun from mimicking" if histories[0]["config"]["init_from"] else ""
+            axes.set(xlabel="variable, in chain order", ylabel="loop" if "untied" not in model and "vanilla" in model
+                     else "layer")
+            axes.set_title(f"{model}: {TITLES[kind]}\n{steps} steps{begun}; shuffled labels: {chance:.0f}%", fontsize=10)
+            n = accuracy.size(-1)
+            axes.set_xticks(range(n), range(1, n + 1))
+            axes.set_yticks(range(len(accuracy[0])), range(1, len(accuracy[0]) + 1))
+    figure.colorbar(image, ax=panels[:2], shrink=0.5, label="accuracy of a linear probe (%)")
+    for axes, model in zip(panels[2], MODELS):
+        histories = runs[f"{model}; beside"]
+        counts = torch.stack([readable(history) for history in histories]).double()  # (seeds, looks, L)
+        for layer in range(counts.size(-1)):
+            color = colormaps["viridis"](0.9 * layer / (counts.size(-1) - 1))
+            axes.plot(histories[0]["step"][1:], counts[:, :, layer].mean(0), color=color, marker="o", markersize=4,
+                      label=f"after layer {layer + 1}")
+            axes.fill_between(histories[0]["step"][1:], counts[:, :, layer].amin(0), counts[:, :, layer].amax(0),
+                              color=color, alpha=0.12, linewidth=0)
+        axes.set(xlabel="training steps", ylabel="variables read at 90% or more", ylim=(0, 6.3), xlim=(0, None))
+        axes.set_title(f"{model}: {TITLES['beside']}", fontsize=10)
+    panels[2, 0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def main(arguments):
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    runs = groups()
+    begins = [mimicking(model, seed) for model in MODELS if "vanilla" in model for seed in SEEDS]
+    figures.make_checkpoints(begins, parallel=True)
+    figures.train_all(NAME, runs, parallel=True, run=run)
+    figures.redraw(NAME, draw)
+
+
+if __name__ == "__main__":
+    lego.command_line(main)

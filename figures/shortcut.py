@@ -1,0 +1,232 @@
+"""
+The shortcut.
+"""
+from dataclasses import replace
+
+import torch
+
+import figures
+import lego
+import train
+
+NAME = "shortcut"
+SEEDS = range(5)
+N_DISTRACTOR = 2  # clauses of the second chain that a test puts in the place of the last two of the first
+
+
+def dials(**more):
+    """Every one of six variables supervised, over six names: the compact BERT of generalisation.py, run for longer."""
+    return {**train.PRESETS["vanilla"], "stop_at": 0.0, "out_dir": "", "max_steps": 2400, "eval_every": 100, **more}
+
+
+def mimicking(seed):
+    """What the cure `mimicking` begins from: 300 steps of attending as the two patterns do, without a label."""
+    return train.Config(**dials(mimic=True, lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300, seed=seed,
+                                out_dir=f"out/shortcut-mimicking-{seed}"))
+
+
+LEGO = dict(n_clauses=6, n_supervised=6, n_names=6, stop_at=0.0, out_dir="", max_steps=600, eval_every=50)
+UNTIED_LEGO = dict(LEGO, tied=False, n_layer=6, loop_jitter=0, eval_loops=0, every_layer=False)
+
+
+CURES = {
+    "nothing": "none: vanilla, untied,\nwhole chains of 6",
+    "distractors": "distractors: up to 2 of the\n6 clauses are a second chain",
+    "lengths": "varied length: whole\nchains of 2 to 6",
+    "dropped": "a clause is missing\nin every other batch",
+    "tying": "tied layers",
+    "mimicking": "begun from mimicking",
+    "mimicking, distractors": "begun from mimicking,\nand distractors",
+    "untied LEGO": "LEGO attention,\nuntied, 6 layers",
+    "default": "LEGO attention, tied:\nthe default of train.py",
+    "LEGO, distractors": "the default of train.py,\nand distractors",
+}
+
+
+def groups():
+    """{label: [config of every seed]}"""
+    three = SEEDS[:3]
+    return {
+        "nothing": [train.Config(**dials(seed=seed)) for seed in SEEDS],
+        "distractors": [train.Config(**dials(seed=seed, n_distractor=N_DISTRACTOR)) for seed in three],
+        "lengths": [train.Config(**dials(seed=seed, min_clauses=2)) for seed in three],
+        "dropped": [train.Config(**dials(seed=seed, drop_clause=0.5)) for seed in three],
+        "tying": [train.Config(**dials(seed=seed, tied=True)) for seed in three],
+        "mimicking": [train.Config(**dials(seed=seed, init_from=mimicking(seed).out_dir)) for seed in three],
+        "untied LEGO": [train.Config(**UNTIED_LEGO, seed=seed) for seed in three],
+        "default": [train.Config(**LEGO, seed=seed) for seed in three],
+        "d3": [train.Config(**dials(seed=seed, task="d3", batch_size=256, max_steps=2000)) for seed in three],
+    }
+
+
+def interfere(model, config, size=500):
+    """
+    What a model makes of sentences that were interfered with, the same ones at every call:
+
+        whole           accuracy of every variable of chains of full length
+        changes         [i][j]: share of them in which the answer for variable j is another one if clause i is given
+                        another operation; it should be where j is i or behind it, always on `sign`
+        beside          accuracy of every variable of a shorter chain, beside a second one, in as many clauses
+        beside_count    share of these in which the last variable's answer is what counting all operations gives
+        beside_differ   accuracy of the last variable in those of them where counting gives another value than the truth
+        dropped_count   share of sentences without one clause, neither the first nor the last, in which the answer for
+                        the last variable, which is not determined, is what counting the others gives
+    """
+    task, n = train.make_task(config), config.n_clauses
+    generator = torch.Generator().manual_seed(2**31)
+    answer = lambda batch: train.predict(model, batch, train.loops_at_test(config))  # (B, n)
+    whole = lego.sample(task, size, n, generator)
+    answers = answer(whole)
+    changes = [(answer(lego.change_operation(whole, task, i, generator)) != answers).double().mean(0).tolist()
+               for i in range(n)]
+    beside = lego.sample(task, 2 * size, n - N_DISTRACTOR, generator, n_distractor=N_DISTRACTOR)
+    right = answer(beside) == beside.values
+    counted = lego.count_operations(beside.tokens, task)
+    drop = torch.randint(1, n - 1, (size,), generator=generator)
+    dropped = lego.sample(task, size, n, generator, drop=drop)
+    return dict(
+        whole=(answers == whole.values).double().mean(0).tolist(), changes=changes,
+        beside=right.double().mean(0).tolist(),
+        beside_count=(answer(beside)[:, -1] == counted).double().mean().item(),
+        beside_differ=right[counted != beside.values[:, -1], -1].double().mean().item(),
+        dropped_count=(answer(dropped)[:, -1] == lego.count_operations(dropped.tokens, task)).double().mean().item())
+
+
+def run(config):
+    return figures.train_and_look(config, interfere)
+
+
+def steps_until(history, variable, at=0.99):
+    """The first evaluation at which a variable has this accuracy; None if there is none."""
+    return next((step for step, accuracy in zip(history["step"], history["accuracy"]) if accuracy[variable] >= at), None)
+
+
+def in_the_act(runs):
+    """The run and the evaluation in which the last variable is known and the third and fourth the least."""
+    looks = [(history, step, look) for history in runs for step, look in zip(history["step"][1:], history["looks"])
+             if look["whole"][-1] >= 0.99]
+    return min(looks, key=lambda found: sum(found[2]["whole"][2:4]))
+
+
+def draw_changes(axes, look):
+    """The share of answers for each variable that change when a clause gets another operation; boxed: what should."""
+    from matplotlib.patches import Rectangle
+
+    shares = 100 * torch.tensor(look["changes"])  # (clause, variable)
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    for i, j in torch.cartesian_prod(*map(torch.arange, shares.shape)).tolist():
+        axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=9,
+                  color="black" if shares[i, j] > 50 else "white")
+        if i <= j:
+            axes.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, color="#D55E00", linewidth=1.5))
+    numbers = range(len(shares)), range(1, len(shares) + 1)
+    axes.set(xlabel="variable whose answer changes", ylabel="clause whose sign is flipped")
+    axes.set_xticks(*numbers)
+    axes.set_yticks(*numbers)
+    return image
+
+
+def draw_looks(axes, runs):
+    """What the last variable's answer comes from, over training: mean and range over the runs."""
+    steps = runs[0]["step"][1:]
+    for label, color, style, pick in [
+        ("right, in whole chains", "#000000", "-", lambda look: look["whole"][-1]),
+        ("beside a second chain: what counting gives", "#D55E00", "-", lambda look: look["beside_count"]),
+        ("beside a second chain: right", "#0072B2", "-", lambda look: look["beside"][-1]),
+        ("the same, where counting is wrong", "#0072B2", "--", lambda look: look["beside_differ"]),
+        ("a clause is dropped: what counting gives", "#999999", "-", lambda look: look["dropped_count"]),
+    ]:
+        shares = 100 * torch.tensor([[pick(look) for look in history["looks"]] for history in runs])  # (runs, looks)
+        axes.plot(steps, shares.mean(0), color=color, linestyle=style, linewidth=2, label=label)
+        axes.fill_between(steps, shares.amin(0), shares.amax(0), color=color, alpha=0.12, linewidth=0)
+    axes.set(xlabel="training steps", ylabel="answers for the last variable (%)", ylim=(-2, 102), xlim=(0, None))
+
+
+def spread(numbers, form="{:.0f}"):
+    """'12 to 34', or '12' if they all read the same."""
+    low, high = form.format(min(numbers)), form.format(max(numbers))
+    return low if low == high else f"{low} to {high}"
+
+
+def draw(runs):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(24, 12.5), layout="constrained")
+    panels = figure.subplot_mosaic([["order", "act", "end", "looks"], ["d3", "d3 looks", "cures", "cures"]])
+    base = runs["nothing"]
+    n = base[0]["config"]["n_clauses"]
+    for name, task, histories in (("order", "sign", base), ("d3", "d3", runs["d3"])):
+        axes = panels[name]
+        train.draw_accuracy(axes, histories)
+        until = {variable: [steps_until(history, variable - 1) for history in histories] for variable in (3, 4, n)}
+        when = "; ".join(f"variable {variable}: " + (spread(steps) if None not in steps else "not in all")
+                         for variable, steps in until.items())
+        axes.set_title(f"{task}: {len(histories)} seeds, mean and range\nsteps until 99%, {when}", fontsize=10)
+    history, step, look = in_the_act(base)
+    image = draw_changes(panels["act"], look)
+    panels["act"].set_title(
+        f"seed {history['config']['seed']} at step {step}; its variables are at "
+        + " ".join(f"{100 * accuracy:.0f}" for accuracy in look["whole"])
+        + "%\nevery sign flips the last variable; boxed: what should be 100%", fontsize=10)
+    draw_changes(panels["end"], history["looks"][-1])
+    panels["end"].set_title(f"the same seed at the end, step {history['step'][-1]}\nall variables are at "
+                            f"{100 * min(history['looks'][-1]['whole']):.0f}%: nothing is left to see", fontsize=10)
+    figure.colorbar(image, ax=[panels["act"], panels["end"]], shrink=0.6, label="answers that change (%)")
+    for name, histories in (("looks", base), ("d3 looks", runs["d3"])):
+        draw_looks(panels[name], histories)
+        last = [history["looks"][-1] for history in histories]
+        panels[name].set_title(
+            f"{'sign' if name == 'looks' else 'd3'}: in the end {spread([100 * look['whole'][-1] for look in last])}% "
+            f"right; beside a second chain {spread([100 * look['beside'][-1] for look in last])}%,\nand "
+            f"{spread([100 * look['beside_differ'] for look in last])}% where counting all operations is wrong",
+            fontsize=10)
+    panels["looks"].legend(frameon=False, fontsize=9, loc="center right", title="the last variable's answer is")
+    draw_cures(panels["cures"], runs)
+    handles, labels = panels["order"].get_legend_handles_labels()
+    figure.legend(handles, labels, title="variable, in chain order", loc="outside lower left", ncols=len(labels),
+                  frameon=False)
+    last, c = [history["looks"][-1] for history in base], base[0]["config"]
+    seconds = [history["seconds"][-1] for histories in runs.values() for history in histories]
+    figure.suptitle(
+        f"The shortcut: trained on whole chains, vanilla attention ends {spread([100 * look['whole'][-1] for look in last])}"
+        f"% right on the last variable, and still counts the minus signs of the whole sentence\n"
+        f"Where a second chain makes the count wrong it is {spread([100 * look['beside_differ'] for look in last])}% right "
+        f"({len(base)} seeds). Whether a cure works depends on what it shows of such sentences, not on accuracy\n"
+        f"{n} clauses over {c['n_names']} names, all supervised; {c['n_layer']} layers, width {c['n_embd']}, batches of "
+        f"{c['batch_size']} ({runs['d3'][0]['config']['batch_size']} for d3); {min(seconds):.0f} to {max(seconds):.0f} s "
+        f"of training a run on {base[0]['hardware']}", fontweight="bold", fontsize=12)
+    return figure
+
+
+def draw_cures(axes, runs):
+    """Every cure's intact and robust accuracy, each seed and their mean."""
+    rows = [label for label in CURES if label in runs]
+    for y, label in enumerate(rows):
+        for offset, color, marker, pick, name in [
+            (-0.21, "#000000", "o", lambda look: look["whole"][-1], "intact: whole chains"),
+            (0, "#0072B2", "s", lambda look: look["beside"][-1], "robust: beside a second chain"),
+            (0.21, "#56B4E9", "D", lambda look: look["beside_differ"], "the same, where counting is wrong"),
+        ]:
+            seeds = [100 * pick(history["looks"][-1]) for history in runs[label]]
+            axes.plot([min(seeds), max(seeds)], [y + offset] * 2, color=color, linewidth=1)
+            axes.plot(seeds, [y + offset] * len(seeds), color=color, marker=marker, markersize=6, alpha=0.6,
+                      linestyle="", label=name if y == 0 else None)
+    axes.axvline(50, color="gray", linestyle=":", label="chance, where all chains count alike")
+    axes.set(xlabel="accuracy of the last variable of the chain at the end of training (%), each seed",
+             xlim=(-3, 103), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), [f"{CURES[label]}\n({len(runs[label])} seeds)" for label in rows])
+    axes.grid(axis="y", alpha=0.2)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+
+
+def main(arguments):
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    runs = groups()
+    figures.make_checkpoints([mimicking(seed) for seed in SEEDS[:3]], parallel=True)
+    figures.train_all(NAME, runs, parallel=True, run=run)
+    figures.redraw(NAME, draw)
+
+
+if __name__ == "__main__":
+    lego.command_line(main)
