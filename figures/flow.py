@@ -31,13 +31,14 @@ TITLES = {"whole": "trained on whole chains", "beside": "trained on chains besid
 def config_of(model, seed, **more):
     """6 clauses, all supervised, for 6 layers, or a block with 6 loops."""
     return train.Config(**{**MODELS[model], "n_clauses": 6, "n_supervised": 6, "n_names": 6, "n_layer": 6,
-                           "stop_at": 0.0, "max_steps": 1600, "eval_every": 200, "out_dir": "", "seed": seed, **more})
+                           "stop_at": 0.0, "max_steps": 1600, "eval_every": 200 if "LEGO" in model else 400,
+                           "out_dir": "", "seed": seed, **more})
 
 
 def mimicking(model, seed):
     """What vanilla attention begins from beside a second chain: from random weights it stays with two variables."""
     return config_of(model, seed, mimic=True, lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300,
-                     out_dir=f"out/flow-{model.replace(', ', '-')}-{seed}")
+                     eval_every=300, out_dir=f"out/flow-{model.replace(', ', '-')}-{seed}")
 
 
 def groups():
@@ -108,7 +109,8 @@ def draw(runs):
             begun = ", begun from mimicking" if histories[0]["config"]["init_from"] else ""
             axes.set(xlabel="variable, in chain order", ylabel="loop" if "untied" not in model and "vanilla" in model
                      else "layer")
-            axes.set_title(f"{model}: {TITLES[kind]}\n{steps} steps{begun}; shuffled labels: {chance:.0f}%", fontsize=10)
+            axes.set_title(f"{model}: {TITLES[kind]}\n{steps} steps{begun}; shuffled labels: {chance:.0f}%",
+                           fontsize=10)
             n = accuracy.size(-1)
             axes.set_xticks(range(n), range(1, n + 1))
             axes.set_yticks(range(len(accuracy[0])), range(1, len(accuracy[0]) + 1))
