@@ -308,8 +308,8 @@ def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, v
     elif kind == "lego":
         return LegoAttention(n_embd, **lego)
     elif kind == "hybrid":
-        kept = round(vanilla_share * n_head)
-        if n_embd % n_head or not 0 < kept < n_head:
+        kept = round(vanilla_share * n_head) if 0 < vanilla_share < 1 and 0 < n_head <= n_embd else 0
+        if not 0 < kept < n_head or n_embd % n_head:
             raise ValueError(f"n_head={n_head}, vanilla_share={vanilla_share}: expected a divisor of n_embd={n_embd}, "
                              f"and a share that leaves at least one head of either kind")
         n_vanilla = kept * n_embd // n_head

@@ -343,16 +343,20 @@ def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
 
     Raises ValueError for a file that is missing, empty, not text, or a single document.
     """
+    if path and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"corpus={path}: expected a text file, this is none")
     if path:
         try:
             stamp = f"{os.path.abspath(path)} {os.path.getsize(path)} {os.path.getmtime(path)}"
-        except OSError as error:
-            raise ValueError(f"corpus={path}: expected a text file ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
+            raise ValueError(f"corpus={path}: expected a text file ({reason})") from None
     else:
         stamp = " ".join(f"{name} {version(name)}" for name in LIBRARIES)
     cache = Path(folder) / f"corpus-{hashlib.sha256(f'{stamp} {n_words}'.encode()).hexdigest()[:12]}.pt"
+    on_device = lambda kept: Corpus(tuple(kept["vocab"]), kept["train"].to(device), kept["test"].to(device))
     try:
-        kept = torch.load(cache, weights_only=True)
+        return on_device(torch.load(cache, weights_only=True))
     except Exception:  # not there, or half of one: it can be made again
         first = ("[UNKNOWN]", "[MASK]", "[END]", *make_task("sign").vocab)
         index = {word: i for i, word in enumerate(first)}  # every word, numbered as they come
@@ -379,7 +383,7 @@ def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
             os.replace(beside, cache)
         except OSError:
             pass  # then the next run makes it again
-    return Corpus(tuple(kept["vocab"]), kept["train"].to(device), kept["test"].to(device))
+    return on_device(kept)
 
 
 def _paragraphs(path):
@@ -456,11 +460,20 @@ def main(arguments):
 
 
 def command_line(main):
-    """Runs `main(arguments)`; whatever is wrong with what the user typed is one line on stderr and exit code 2."""
+    """
+    Runs `main(arguments)`; whatever is wrong with what the user typed, with a file, or with sizes that the memory does
+    not hold, is one line on stderr and exit code 2.
+    """
     try:
         main(sys.argv[1:])
-    except ValueError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        line = str(error)
+        if isinstance(error, (MemoryError, RuntimeError)):
+            if "memory" not in f"{error!r}".lower():
+                raise
+            line = f"out of memory, expected smaller sizes ({line.partition(chr(10))[0]})"
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # it may quote any character
+        print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
         sys.exit(2)
 
 

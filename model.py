@@ -244,7 +244,7 @@ def read_bert(folder):
         vocab = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise ValueError(f"{error.filename}: expected this file of a pretrained BERT ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{folder}: expected config.json and vocab.txt of a pretrained BERT, one is damaged") from None
     config = config if isinstance(config, dict) else {}
     dials = dict(tied=False, norm_first=False, norm_state=False, positions="learned", attention="vanilla")
@@ -258,10 +258,10 @@ def read_bert(folder):
             raise ValueError(f"{folder / 'config.json'}: expected that of a BERT with {key} above 0, found "
                              f"{config.get(key, 'none')}")
     found = (config.get("model_type"), config.get("hidden_act"), config.get("position_embedding_type", "absolute"),
-             config.get("intermediate_size", 0) / dials["n_embd"])
-    if found != ("bert", "gelu", "absolute", 4):
+             config.get("intermediate_size"))
+    if found != ("bert", "gelu", "absolute", 4 * dials["n_embd"]):
         raise ValueError(f"{folder / 'config.json'}: expected bert with gelu, absolute positions and an MLP of 4 times "
-                         f"the width, found {', '.join(map(str, found))}")
+                         f"the width {dials['n_embd']}, found {', '.join(map(str, found))}")
     path = folder / "model.safetensors"
     if not path.exists() and (folder / "pytorch_model.bin").exists():
         path = folder / "pytorch_model.bin"
@@ -278,16 +278,18 @@ def read_bert(folder):
     except Exception:  # foreign bytes break a reader in more ways than can be listed
         raise ValueError(f"{path}: expected the weights of a pretrained BERT, this is damaged") from None
     weights = {}
-    for name, tensor in theirs.items():
-        for old, new in BERT_NAMES:
-            name = name.replace(old, new)
-        weights[name] = tensor
     try:
+        for name, tensor in theirs.items():
+            for old, new in BERT_NAMES:
+                name = name.replace(old, new)
+            weights[name] = tensor.to_dense()
         weights["position_embedding.weight"] = (weights["position_embedding.weight"]
                                                 + weights["embeddings.token_type_embeddings.weight"][0])
         n_rows = len(weights["token_embedding.weight"])
     except KeyError as error:
         raise ValueError(f"{path}: expected the weights of a BERT, {error} is missing") from None
+    except Exception:
+        raise ValueError(f"{path}: expected the weights of a BERT, these are something else") from None
     if n_rows != len(vocab):
         raise ValueError(f"{folder / 'vocab.txt'}: expected {n_rows} words, one for each row of the embedding, found "
                          f"{len(vocab)}")

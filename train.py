@@ -9,22 +9,32 @@ Trains a Transformer on LEGO and draws the test accuracy of every variable over 
     python train.py --init_from=FOLDER                  begin from pretrained weights: an out_dir, or a BERT
     python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
     python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
+    torchrun --standalone --nproc_per_node=4 train.py   on 4 GPUs, or in 4 processes: each takes a share of a batch
 
-A run writes checkpoint.pt and history.json into `out_dir` at every evaluation, each as a whole, and a plot at the end.
+A run writes checkpoint.pt and history.json into `out_dir` at every evaluation and when it is told to stop, each as a
+whole, and a plot at the end.
 """
 import difflib
 import json
 import math
 import os
 import platform
+import signal
 import sys
 import textwrap
+import threading
 import time
+import warnings
+import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -72,7 +82,7 @@ class Config:
     chained: bool = True  # lego, hybrid: convolution behind association; False: beside it
     association: str = "auto"  # lego, hybrid: dense, segment, or auto, the faster one for this length
     # optimisation
-    batch_size: int = 128  # sentences a step
+    batch_size: int = 128  # sentences a step, of all processes together
     n_train: int = 0  # sentences of a training set that is gone through again and again; 0: new ones at every step
     max_steps: int = 600
     stop_at: float = 0.999  # end when all variables have this accuracy over 5 evaluations; 0: run to max_steps
@@ -108,13 +118,17 @@ def check(config):
         ("n_distractor", 0 <= c.n_distractor < shortest, f"0 to {shortest - 1}, below the clauses of any sentence"),
         ("drop_clause", 0 <= c.drop_clause <= 1, "0 to 1"),
         ("drop_clause", not c.drop_clause or shortest > 1, "0 for sentences of a single clause"),
-        ("n_layer", c.n_layer >= 1, "at least 1"),
+        ("n_layer", 1 <= c.n_layer <= 1000, "at least 1, at most 1000"),
         ("loop_jitter", 0 <= c.loop_jitter < c.n_layer or not c.tied, f"0 to n_layer - 1 = {c.n_layer - 1}"),
-        ("eval_loops", c.eval_loops >= 0, "at least 0"),
-        ("batch_size", c.batch_size >= 1, "at least 1"),
+        ("eval_loops", 0 <= c.eval_loops <= 10_000, "0 to 10000"),
+        ("n_embd", 1 <= c.n_embd <= 65_536, "at least 1, at most 65536"),
+        ("kernel_size", c.kernel_size <= 1025, "an odd number up to 1025"),
+        ("batch_size", 1 <= c.batch_size <= 2**20, "at least 1, at most 2^20"),
+        ("batch_size", c.batch_size % N_RANKS == 0, f"a multiple of the {N_RANKS} processes"),
         ("max_steps", c.max_steps >= 1, "at least 1"),
         ("stop_at", 0 <= c.stop_at <= 1, "0 to 1"),
-        ("n_train", not c.n_train or c.n_train >= c.batch_size, f"0, or at least batch_size={c.batch_size}"),
+        ("n_train", not c.n_train or c.batch_size <= c.n_train <= 2**27,
+         f"0, or at least batch_size={c.batch_size}, at most 2^27"),
         ("n_train", not (c.n_train and c.task == "words"), "0 for task=words"),
         ("every_layer", not (c.every_layer and c.task == "words"), "False for task=words"),
         ("mimic", not c.mimic or (c.attention == "vanilla" and c.n_head > 1),
@@ -127,17 +141,17 @@ def check(config):
          "0 with min_clauses, n_distractor or drop_clause: the sentences of a fixed set are of one kind"),
         ("dropout", 0 <= c.dropout < 1, "0 to below 1"),
         ("init_std", 0 < c.init_std < math.inf, "above 0"),
-        ("lr", 0 < c.lr < math.inf, "above 0"),
-        ("muon_lr", 0 <= c.muon_lr < math.inf, "0 or above"),
+        ("lr", 0 < c.lr <= 1e6, "above 0, at most 1e6"),
+        ("muon_lr", 0 <= c.muon_lr <= 1e6, "0 or above, at most 1e6"),
         ("beta2", 0 <= c.beta2 < 1, "0 to below 1"),
-        ("weight_decay", 0 <= c.weight_decay < math.inf, "0 or above"),
+        ("weight_decay", 0 <= c.weight_decay <= 1e6, "0 or above, at most 1e6"),
         ("grad_clip", 0 <= c.grad_clip < math.inf, "0 or above"),
         ("warmup_steps", c.warmup_steps >= 0, "at least 0"),
         ("schedule", c.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
         ("ema", 0 <= c.ema < 1, "0 to below 1"),
         ("seed", 0 <= c.seed < 2**29, "0 to 2^29 - 1"),
         ("eval_every", c.eval_every >= 1, "at least 1"),
-        ("eval_size", c.eval_size >= 1, "at least 1"),
+        ("eval_size", 1 <= c.eval_size <= 2**24, "at least 1, at most 2^24"),
         ("dtype", c.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
     ]:
         if not ok:
@@ -203,6 +217,8 @@ def override(config, arguments) -> Config:
 
 
 def pick_device(name) -> torch.device:
+    if name in ("auto", "cuda") and N_RANKS > 1 and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -210,7 +226,7 @@ def pick_device(name) -> torch.device:
         torch.empty(1, device=device)
         if device.type in ("cpu", "cuda", "mps"):
             return device
-    except (RuntimeError, AssertionError):  # what torch raises for a device that is not there
+    except Exception:  # what torch raises for a device that is not there is of many kinds
         pass
     raise ValueError(f"device={name}: expected auto, cpu, or a cuda or mps device of this machine")
 
@@ -269,6 +285,8 @@ def make_model(config) -> Transformer:
             model.adopt(weights, vocab, task.vocab)
         except ValueError as error:
             raise ValueError(f"init_from={config.init_from}: {error}") from None
+        except Exception:  # weights that are no tensors, a vocabulary that is no list of words ...
+            raise ValueError(f"init_from={config.init_from}: expected pretrained weights, these are damaged") from None
     return model
 
 
@@ -318,7 +336,61 @@ def evaluate(model, batch, config, chunk=128):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# training
+# training, in one process or in several that torchrun starts: each of them draws the same batch, takes every N_RANKS-th
+# of its sentences, and has the mean gradient of all
+
+
+RANK, N_RANKS = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+
+
+class Loss(nn.Module):
+    """`loss_of` as a module, which DistributedDataParallel needs to see where a step begins and ends."""
+
+    def __init__(self, model, config):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch, n_loops):
+        return loss_of(self.model, batch, self.config, n_loops)
+
+
+def mean_of_ranks(x):
+    """The mean of a tensor over all processes."""
+    if N_RANKS > 1:
+        dist.all_reduce(x)
+    return x / N_RANKS
+
+
+@contextmanager
+def told_to_stop():
+    """
+    Yields a list that is empty until SIGINT, Ctrl-C, or SIGTERM comes, and then holds its number: a step is made to its
+    end, and what has been reached can be saved. A second one has its usual effect, at once.
+    """
+    came = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # signals are the main thread's
+        return
+
+    def handler(number, frame):
+        came.append(number)
+        for signum, usual in before.items():
+            signal.signal(signum, usual)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+def is_any(came, device) -> bool:
+    """Whether any process has been told to stop: all of them stop behind the same step."""
+    if N_RANKS == 1:
+        return bool(came)
+    number = torch.tensor(float(bool(came)), device=device)
+    return mean_of_ranks(number).item() > 0
 
 
 def draw_sentences(config, size, generator):
@@ -421,10 +493,18 @@ def train(config, model=None) -> dict:
         tokens_per_second                        over the whole run
 
     model: begins from these weights instead of random ones, and leaves the trained ones in it.
-    Raises ValueError for a dial out of range and for a loss that is not finite; files of earlier evaluations stay.
+    Raises ValueError for a dial out of range and for a loss that is not finite; files of earlier evaluations stay. On
+    SIGINT and SIGTERM it saves and raises KeyboardInterrupt, whose arguments are the step and the signal's number.
     """
+    with told_to_stop() as came:
+        return _train(config, model, came)
+
+
+def _train(config, model, came):
     check(config)
     device = pick_device(config.device)
+    if N_RANKS > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if config.out_dir:
         make_folder(config.out_dir)
     model = (make_model(config) if model is None else model).to(device)
@@ -438,40 +518,59 @@ def train(config, model=None) -> dict:
                    tokens=[], tokens_per_second=0.0)
     averaged.eval()
     pool = draw_sentences(config, config.n_train, generators["sentences"]) if config.n_train else None
-    step = 0
+    step, losses, seconds, flops, tokens = 0, [], 0.0, 0, 0  # losses: those since the last evaluation
     if config.resume:
-        step = restore(config, model, averaged, optimizers, generators, history)
+        step, losses, seconds, flops, tokens = restore(config, model, averaged, optimizers, generators, history)
     if config.compile:
         for block in model.blocks:
             block.compile()
+    loss_of_step = Loss(model, config)
+    if N_RANKS > 1:  # mimicking gives no gradient to what is behind the last attention map
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # in dimensions of size 1: nothing to mend
+        loss_of_step = DistributedDataParallel(loss_of_step, find_unused_parameters=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
-    clock, losses = time.perf_counter(), []
-    seconds, flops, tokens = (history[key][-1] if step else 0 for key in ("seconds", "flops", "tokens"))
-    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", dynamic_ncols=True, disable=None)
+    clock = time.perf_counter()
+    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", dynamic_ncols=True,
+               disable=RANK > 0 or None)
     while True:
         # evaluate, with the clock stopped
         if (step % config.eval_every == 0 or step == config.max_steps) and step not in history["step"]:
-            loss = torch.stack(losses).mean().item() if losses else float("nan")  # waits for the GPU
+            all_losses = mean_of_ranks(torch.stack(losses)) if losses else torch.tensor([float("nan")])
+            loss = all_losses.mean().item()  # waits for the GPU
             seconds += time.perf_counter() - clock
             if step and not math.isfinite(loss):
-                raise ValueError(f"the loss is {loss} at step {step}, expected a finite one: try a smaller lr, muon_lr")
+                first = step - len(losses) + all_losses.isfinite().long().argmin().item()
+                bad = all_losses[first - step].item()
+                raise ValueError(f"the loss at step {first} is {bad}, expected a finite one: "
+                                 f"try a smaller lr={config.lr} or muon_lr={config.muon_lr}, or grad_clip=1"
+                                 + (f"; {checkpoint_path(config)} is as it was before" if config.out_dir else ""))
             with autocast:
-                test = evaluate(averaged.module, draw_test_sentences(config, generators["test"]), config)
-            history["test_loss"].append(test[0])
-            history["accuracy"].append(test[1])
+                test = [evaluate(averaged.module, draw_test_sentences(config, generators["test"]), config)]
+            if N_RANKS > 1:  # all processes have to agree on where the run ends
+                dist.broadcast_object_list(test)
+            (test_loss, accuracy), losses = *test, []
+            history["test_loss"].append(test_loss)
+            history["accuracy"].append(accuracy)
             history["step"].append(step)
             history["loss"].append(loss if step else None)
             history["seconds"].append(seconds)
             history["flops"].append(flops)
             history["tokens"].append(tokens)
             history["tokens_per_second"] = tokens / seconds if tokens else 0.0
-            bar.write(report(history))
-            if config.out_dir and step:  # not at the start: the last run's files stay until there is something better
-                save(config, model, averaged, optimizers, generators, history)
-            clock, losses = time.perf_counter(), []
+            if RANK == 0:
+                bar.write(report(history))
+                if config.out_dir and step:  # not at the start: the last run's files stay until there is better
+                    save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens)
+            clock = time.perf_counter()
         if step >= config.max_steps or stands(history):
             break
+        if is_any(came, device):
+            seconds += time.perf_counter() - clock
+            bar.close()
+            if config.out_dir and step and RANK == 0:
+                save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens)
+            raise KeyboardInterrupt(step, (came or [signal.SIGTERM])[0])
 
         # one step
         for optimizer in optimizers:
@@ -486,9 +585,9 @@ def train(config, model=None) -> dict:
             jitter = torch.randint(-config.loop_jitter, config.loop_jitter + 1, (), generator=generators["loops"])
             n_loops = config.n_layer + int(jitter)
         if config.dropout:
-            torch.manual_seed(seed_of(config, "dropout", step))
+            torch.manual_seed(seed_of(config, "dropout", step * N_RANKS + RANK))
         with autocast:
-            loss = loss_of(model, batch, config, n_loops)
+            loss = loss_of_step(lego.Batch(*(x[RANK::N_RANKS] for x in batch)), n_loops)
         model.zero_grad(set_to_none=True)
         loss.backward()
         if config.grad_clip:
@@ -497,7 +596,7 @@ def train(config, model=None) -> dict:
             optimizer.step()
         averaged.update_parameters(model)
         losses.append(loss.detach())
-        n_asked = 0 if config.mimic else config.n_supervised if config.task != "words" else batch.positions.size(1)
+        n_asked = 0 if config.mimic else batch.positions.size(1) if config.task == "words" else config.n_supervised
         n_asked *= (n_loops or config.n_layer) if config.every_layer else 1
         flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops, n_asked)  # backward: twice forward
         tokens += batch.tokens.numel()
@@ -538,14 +637,21 @@ def report(history) -> str:
 
 
 def write(path, save):
-    """Has `save` write to a file beside `path`, and then puts that file in its place."""
+    """
+    Has `save` write to a file beside `path`, and then puts that file in its place. Raises ValueError if that can't be
+    done, for a full disk or a folder that is read-only, say.
+    """
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
     try:
-        save(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        try:
+            save(beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors for a full disk
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected a file that can be written ({reason}); the one before stays") from None
 
 
 def make_folder(out_dir):
@@ -559,11 +665,11 @@ def checkpoint_path(config) -> Path:
     return Path(config.out_dir) / "checkpoint.pt"
 
 
-def save(config, model, averaged, optimizers, generators, history):
+def save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens):
     """Everything that --ask and --init_from need (config, vocab, model) and --resume (the rest); and the history."""
     checkpoint = dict(
         config=asdict(config), vocab=list(make_task(config).vocab), model=averaged.module.state_dict(),
-        last=model.state_dict(), history=history,
+        last=model.state_dict(), history=history, progress=[step, losses, seconds, flops, tokens],
         optimizers=[optimizer.state_dict() for optimizer in optimizers],
         generators={name: generator.get_state() for name, generator in generators.items()})
     write(checkpoint_path(config), lambda beside: torch.save(checkpoint, beside))
@@ -571,14 +677,19 @@ def save(config, model, averaged, optimizers, generators, history):
 
 
 def read_checkpoint(out_dir, device="cpu") -> dict:
-    """The checkpoint in out_dir. Raises ValueError if there is none, or it is not one."""
+    """The checkpoint in out_dir. Raises ValueError if there is none, or it is not one. It can't run any code."""
     path = Path(out_dir) / "checkpoint.pt"
-    if not path.exists():
+    if not os.path.isfile(path):
         raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
     try:
+        if zipfile.ZipFile(path).testzip():  # torch does not compare the checksums
+            raise ValueError
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         checkpoint["config"] = asdict(Config(**checkpoint["config"]))  # one of an older version may lack dials
-        checkpoint["vocab"], checkpoint["model"], checkpoint["history"]["step"]
+        for field in fields(Config):
+            if type(checkpoint["config"][field.name]) not in {float: (float, int, bool)}.get(field.type, (field.type,)):
+                raise ValueError
+        checkpoint["vocab"], checkpoint["model"], max(checkpoint["history"]["step"])
     except Exception:  # foreign bytes break the unpickler in more ways than can be listed
         raise ValueError(f"{path}: expected a checkpoint of train.py, this is damaged or something else") from None
     return checkpoint
@@ -590,8 +701,8 @@ def read_pretrained(folder):
     a BERT's folder as `model.read_bert` expects it. Raises ValueError for a folder that is neither.
     """
     try:
-        if not (Path(folder) / "checkpoint.pt").exists():
-            if not (Path(folder) / "config.json").exists():
+        if not os.path.exists(Path(folder) / "checkpoint.pt"):
+            if not os.path.exists(Path(folder) / "config.json"):
                 raise ValueError("expected a folder with a checkpoint.pt of train.py, or with a BERT's config.json")
             return read_bert(folder)
         checkpoint = read_checkpoint(folder)
@@ -604,14 +715,16 @@ def load_weights(config, model, weights):
     """Puts the weights of a checkpoint into a model. Raises ValueError if they are of another shape."""
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).strip().split("\n")[1].strip()
+    except Exception as error:
+        first = str(error).strip().split("\n")[-1].strip()
         raise ValueError(f"{checkpoint_path(config)}: expected the shape that the dials describe: {first}") from None
 
 
-def restore(config, model, averaged, optimizers, generators, history) -> int:
-    """Brings a run to where the checkpoint in out_dir left it, and returns the step."""
-    checkpoint = read_checkpoint(config.out_dir)
+def restore(config, model, averaged, optimizers, generators, history):
+    """Brings a run to where the checkpoint in out_dir left it, and returns the progress that `save` has put there."""
+    checkpoint, path = read_checkpoint(config.out_dir), checkpoint_path(config)
+    if not {"last", "optimizers", "generators", "progress"} <= set(checkpoint):
+        raise ValueError(f"{path}: expected a checkpoint that this version of train.py can resume")
     if checkpoint["vocab"] != list(make_task(config).vocab):
         raise ValueError(f"corpus={config.corpus}: expected the text of the run to resume, its words are others")
     for dial, value in checkpoint["config"].items():
@@ -620,18 +733,34 @@ def restore(config, model, averaged, optimizers, generators, history) -> int:
                              f"only {', '.join(MAY_CHANGE)} may change")
     load_weights(config, model, checkpoint["last"])
     load_weights(config, averaged.module, checkpoint["model"])
-    step = checkpoint["history"]["step"][-1]
-    averaged.n_averaged.fill_(step)
-    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
+    try:
+        for optimizer, saved in zip(optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["state"]})
+            for p, state in optimizer.state.items():
+                if any(x.shape not in (p.shape, ()) or not x.isfinite().all() for x in state.values()):
+                    raise ValueError
+            if len(optimizer.state) != sum(len(group["params"]) for group in optimizer.param_groups):
+                raise ValueError
+        step, losses, seconds, flops, tokens = checkpoint["progress"]
+        losses = list(torch.stack(losses)) if losses else []
+        averaged.n_averaged.fill_(step)
+        n = len(checkpoint["history"]["step"])
+        for key, kind in dict(step=int, test_loss=float, seconds=float, flops=int, tokens=int).items():
+            history[key] = list(map(kind, checkpoint["history"][key]))
+        history["loss"] = [None, *map(float, checkpoint["history"]["loss"][1:])]
+        history["accuracy"] = torch.tensor(checkpoint["history"]["accuracy"], dtype=torch.float64).tolist()
+        history["tokens_per_second"] = float(checkpoint["history"]["tokens_per_second"])
+        if any(len(entries) != n for entries in history.values() if isinstance(entries, list)):
+            raise ValueError
+        progress = int(step), losses, float(seconds), int(flops), int(tokens)
+    except Exception:  # whatever else it may be made of
+        raise ValueError(f"{path}: expected a checkpoint of train.py, this is damaged") from None
     try:
         for name, generator in generators.items():
             generator.set_state(checkpoint["generators"][name])
-    except RuntimeError:
+    except Exception:
         raise ValueError(f"device={config.device}: expected the kind of device that the run to resume is on") from None
-    for key in ("step", "loss", "test_loss", "accuracy", "seconds", "flops", "tokens", "tokens_per_second"):
-        history[key] = checkpoint["history"][key]
-    return step
+    return progress
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -800,9 +929,15 @@ def main(arguments):
         return
     model = make_model(config)
     loss_only = plots_loss(asdict(config))
-    print(f"{model.n_parameters():,} parameters on {pick_device(config.device)}" + (
-          "" if loss_only else "; accuracy in percent of every variable in chain order, supervised | unsupervised"))
+    if RANK == 0:
+        print(f"{model.n_parameters():,} parameters on {pick_device(config.device)}"
+              + (f" and {N_RANKS - 1} more" if N_RANKS > 1 else "") + (
+              "" if loss_only else "; accuracy in percent of every variable in chain order, supervised | unsupervised"))
     history = train(config, model)
+    if N_RANKS > 1:
+        dist.destroy_process_group()
+    if RANK > 0:
+        return
     if config.out_dir:
         plot = "loss.png" if loss_only else "accuracy.png"
         (plot_loss if loss_only else plot_accuracy)(history, Path(config.out_dir) / plot)
@@ -817,6 +952,9 @@ def main(arguments):
 if __name__ == "__main__":
     try:
         lego.command_line(main)
-    except KeyboardInterrupt:
-        print("train.py: stopped; --resume continues from the last evaluation that was saved", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        step, number = stop.args or ("", signal.SIGINT)  # without: told so a second time, or outside of the training
+        if RANK == 0:
+            print("train.py: stopped" + (f" behind step {step}; --resume continues from there" if step else ""),
+                  file=sys.stderr)
+        sys.exit(128 + number)

@@ -26,6 +26,13 @@ def test_missing_numbers_are_named_with_the_command_that_makes_them():
         figures.load("nothing")
 
 
+def test_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(figures, "FOLDER", tmp_path / "file")
+    with pytest.raises(ValueError, match="some.json: expected a file that can be written .Not a directory"):
+        figures.save("some", {})
+
+
 def test_stopped_figure_goes_on_where_it_was(monkeypatch, tmp_path):
     """A run that is there is not made again; one with another dial is."""
     made = []

@@ -275,6 +275,30 @@ def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
     assert message.startswith("lego.py: ") and "expected" in message
 
 
+@pytest.mark.parametrize("name, n_names", [("sign", 26), ("d3", 40), ("c5", 3), ("s4", 26)])
+def test_mutated_sentence_is_solved_or_refused_in_one_line(monkeypatch, capsys, mutate, name, n_names):
+    """1000 each: what parses is read back from its own tokens, and every value follows from the one before it."""
+    task, solved = lego.make_task(name, n_names), 0
+    for ids in lego.sample(task, 1000, min(n_names, 8), generator()).tokens:
+        text = mutate(lego.decode(ids, task))
+        try:
+            values = lego.solve(text, task)
+        except ValueError as error:
+            assert "expected" in str(error) and "\n" not in str(error), ascii(text)
+            continue
+        clauses, solved = lego.parse(text, task), solved + 1
+        assert lego.solve(lego.decode(lego.encode(text, task), task), task) == values, ascii(text)
+        index = {task.root_symbol: task.root, **{v: task.values.index(value) for v, value in values.items()}}
+        for variable, operation, argument in clauses:
+            assert task.action[task.operations.index(operation), index[argument]] == index[variable], ascii(text)
+    assert solved > 5
+    for arguments in [[mutate(f"--task={name}"), "a=+1"] for _ in range(100)]:
+        try:
+            run(monkeypatch, capsys, *arguments)
+        except SystemExit as stop:
+            assert stop.code == 2 and len(capsys.readouterr().err.splitlines()) == 1, ascii(arguments)
+
+
 # ---- text
 
 

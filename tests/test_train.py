@@ -1,6 +1,11 @@
 """train.py: short runs learn and repeat, files are whole, and everything typed wrong is one line and exit code 2."""
 import json
 import math
+import os
+import pickle
+import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +99,133 @@ def test_resumed_run_is_the_unbroken_run(run, tmp_path, dials):
     saved = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, broken)]
     state = [[checkpoint[key] for key in ("model", "last", "optimizers", "generators")] for checkpoint in saved]
     torch.testing.assert_close(*state, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """History and checkpoint of a run of 20 steps that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return train.train(tiny(stop_at=0.0, out_dir=str(folder))), torch.load(folder / "checkpoint.pt")
+
+
+def assert_resumed_is(unbroken, folder):
+    """Continues the run in a folder to its end: history and all states are those of the unbroken one, bit for bit."""
+    history = train.train(tiny(stop_at=0.0, out_dir=str(folder), resume=(folder / "checkpoint.pt").exists()))
+    assert same(history, unbroken[0])
+    keys = ("model", "last", "optimizers", "generators")
+    state = [[checkpoint[key] for key in keys] for checkpoint in (torch.load(folder / "checkpoint.pt"), unbroken[1])]
+    torch.testing.assert_close(*state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_told_to_stop_at_any_step_goes_on_as_if_it_had_not_been(unbroken, tmp_path, monkeypatch, number):
+    """38 faults: it comes while step k is made, which is made to its end and saved."""
+    loss_of = train.loss_of
+    for k in range(1, 20):
+        folder, calls = tmp_path / f"{k}", []
+
+        def interrupted(*arguments):
+            calls.append(arguments)
+            if len(calls) == k:
+                os.kill(os.getpid(), number)
+            return loss_of(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "loss_of", interrupted)
+            with pytest.raises(KeyboardInterrupt) as stop:
+                train.train(tiny(stop_at=0.0, out_dir=str(folder)))
+        assert stop.value.args == (k, number) and torch.load(folder / "checkpoint.pt")["progress"][0] == k
+        assert_resumed_is(unbroken, folder)
+    assert signal.getsignal(number) not in (None, interrupted)  # and the usual handlers are back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("reached", [0.0, 0.5, 1.0])
+def test_full_disk_is_one_line_and_the_checkpoint_before_goes_on(unbroken, tmp_path, monkeypatch, reached):
+    """Each of the 4 saves fails once, with a share of the file written."""
+    torch_save = torch.save
+    for k in range(1, 5):
+        folder, calls = tmp_path / f"{k}", []
+
+        def full(checkpoint, path):
+            calls.append(path)
+            torch_save(checkpoint, path)
+            if len(calls) == k:
+                path.write_bytes(path.read_bytes()[: int(reached * path.stat().st_size)])
+                raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", full)
+            with pytest.raises(ValueError, match="checkpoint.pt: expected a file that can be written .No space left"):
+                train.train(tiny(stop_at=0.0, out_dir=str(folder)))
+        assert (folder / "checkpoint.pt").exists() == (k > 1)
+        assert_resumed_is(unbroken, folder)
+
+
+@pytest.mark.parametrize("number, code, says", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped behind step")])
+def test_process_that_is_killed_goes_on(tmp_path, number, code, says):
+    dials = {**TINY, "max_steps": 150, "stop_at": 0.0, "out_dir": str(tmp_path / "broken")}
+    process = subprocess.Popen([sys.executable, "train.py", *as_arguments(**dials)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("step    20"):
+        pass
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and says in err and "Traceback" not in err
+    assert json.loads((tmp_path / "broken" / "history.json").read_text())["step"][-1] < 150
+    history = train.train(train.Config(**dials, resume=True))
+    assert same(history, train.train(train.Config(**{**dials, "out_dir": ""})))
+
+
+def test_two_processes_are_one(tmp_path):
+    """torchrun: the same losses within float tolerance, one log, one set of files."""
+    dials = {**TINY, "out_dir": str(tmp_path), "max_steps": 10}
+    ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                            "train.py", *as_arguments(**dials)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    assert sum(line.startswith("step ") for line in ended.stdout.splitlines()) == 3
+    together, alone = json.loads((tmp_path / "history.json").read_text()), train.train(tiny(max_steps=10))
+    assert together["step"] == alone["step"] and together["flops"] == alone["flops"]
+    for key in ("loss", "test_loss"):
+        assert together[key][1:] == pytest.approx(alone[key][1:], rel=1e-4)
+
+
+def test_batch_that_the_processes_cannot_share_is_one_line(monkeypatch):
+    monkeypatch.setattr(train, "N_RANKS", 3)
+    with pytest.raises(ValueError, match="batch_size=32: expected a multiple of the 3 processes"):
+        train.check(tiny())
+
+
+def test_long_run_does_not_grow(tmp_path):
+    """Memory in use after 300 steps and after 1,000, with an evaluation and a save every 100."""
+    statm, sizes = Path("/proc/self/statm"), {}
+    if not statm.exists():
+        pytest.skip("needs /proc to see its own size")
+    report = train.report
+    config = tiny(n_layer=1, loop_jitter=0, n_embd=8, batch_size=4, eval_size=4, eval_every=100, max_steps=1000,
+                  stop_at=0.0, out_dir=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "report", lambda history: sizes.update(
+            {history["step"][-1]: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}) or report(history))
+        train.train(config)
+    assert sizes[1000] - sizes[300] < 4e6, sizes
+
+
+def test_main_job_on_a_bare_machine(tmp_path):
+    """One core, no GPU, no display, no Triton, a path with spaces."""
+    home = tmp_path / "my own folder"
+    home.mkdir()
+    for name in ("lego.py", "attention.py", "model.py", "train.py"):
+        shutil.copy(ROOT / name, home)
+    (home / "triton.py").write_text("raise ImportError('there is no Triton')")
+    hidden = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    ended = subprocess.run(
+        [sys.executable, "train.py", *as_arguments(**{**TINY, "max_steps": 5, "out_dir": "my out"})], cwd=home,
+        capture_output=True, text=True, timeout=120, env={**hidden, "CUDA_VISIBLE_DEVICES": ""},
+        preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]))
+    assert ended.returncode == 0, ended.stderr
+    assert (home / "my out" / "accuracy.png").exists()
 
 
 @pytest.mark.parametrize("every_layer", [True, False])
@@ -231,13 +363,18 @@ def test_learning_rate_follows_its_schedule():
     assert [round(multiplier(step, "cosine"), 6) for step in (4, 14, 24)] == [1, 0.5, 0]
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    """The line names the first step that had one, and the dials."""
     train.train(tiny(out_dir=str(tmp_path), max_steps=5))
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    model = train.make_model(tiny())
-    torch.nn.init.constant_(model.head.weight, math.inf)
-    with pytest.raises(ValueError, match="the loss is nan at step 5, expected a finite one"):
-        train.train(tiny(out_dir=str(tmp_path)), model)
+    before, loss_of, calls = (tmp_path / "checkpoint.pt").read_bytes(), train.loss_of, []
+
+    def burst(*arguments):
+        calls.append(arguments)
+        return loss_of(*arguments) * (math.inf if len(calls) > 3 else 1)
+
+    monkeypatch.setattr(train, "loss_of", burst)
+    with pytest.raises(ValueError, match="the loss at step 3 is inf, expected a finite one: try a smaller lr=0.004 or"):
+        train.train(tiny(out_dir=str(tmp_path)))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -546,4 +683,82 @@ def test_longer_sentence_than_learned_positions_is_one_line(run, tmp_path):
 
 def test_exit_code_and_stream_of_the_real_program():
     done = subprocess.run([sys.executable, ROOT / "train.py", "--lr=-1"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "train.py: lr=-1.0: expected above 0\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "train.py: lr=-1.0: expected above 0, at most 1e6\n")
+
+
+def refused_or_fine(run, arguments, what):
+    """Whatever comes in, exit code 0, or 2 and one line: `what` is said where it is not so."""
+    try:
+        code, _, err = run(*arguments)
+    except Exception as error:
+        raise AssertionError(ascii(what)) from error
+    assert code == 0 or (code == 2 and len(err.splitlines()) == 1 and "expected" in err), ascii((what, err))
+    return code
+
+
+def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch, tmp_path):
+    """One to three dials with values of every kind, some mutated, up to the model: 3000 command lines."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", lambda config, model: sys.exit(0))
+    monkeypatch.setattr(lego, "LIBRARIES", ("tqdm",))
+    numbers = ["0", "1", "2", "3", "8", "-1", "+3", " 3 ", "1_0", "３", "²", "0x10", "1e3", "2.5", "1e-320", "1e999",
+               "nan", "-inf", "inf", "", "'3'", "True", "9" * 5000, str(10**30)]
+    words = ["", "sign", "d3", "c1", "words", "lego", "vanilla", "hybrid", "learned", "none", "dense", "segment",
+             "a\nb", "cosine", "bfloat16", "cpu:1", "hpu", "meta", "True", "false", "x" * 300, "x/" * 3000,
+             "\ud800", "\0"]
+    pools = {int: numbers, float: numbers, bool: words, str: words}
+    dials = [dial for dial in train.Config.__dataclass_fields__ if dial not in ("compile", "resume", "ask")]
+    r, codes = random.Random(0), []
+    for _ in range(3000):
+        arguments = [f"--{dial}={r.choice(pools[train.Config.__dataclass_fields__[dial].type])}"
+                     for dial in r.choices(dials, k=r.choice([1, 1, 2, 3]))]
+        arguments = [mutate(argument) if r.random() < 0.2 else argument for argument in arguments]
+        codes.append(refused_or_fine(run, [*as_arguments(**TINY), *arguments], arguments))
+    assert codes.count(0) > 300 and codes.count(2) > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple")
+def test_hostile_checkpoint_is_refused_or_fine_and_runs_nothing(run, trained, monkeypatch, tmp_path):
+    """
+    Cut, with bytes changed, with parts missing or of another type anywhere, or made to run a command when it is read:
+    asked, resumed or begun from, 130 of them.
+    """
+    for slow in ("plot_accuracy", "show_sentences"):
+        monkeypatch.setattr(train, slow, lambda *arguments: None)
+    path, whole, r = tmp_path / "checkpoint.pt", (trained / "checkpoint.pt").read_bytes(), random.Random(0)
+    modes = [["--ask=b=-a; a=+1"], ["--resume", "--max_steps=21"],
+             [*as_arguments(**TINY, init_from=tmp_path), "--max_steps=1", "--n_clauses=3"]]
+    junk = [None, -1, 7, 0.5, "", "a\nb", [], [None], {}, {1: 2}, torch.zeros(()), torch.zeros(2, 3),
+            torch.zeros(3, dtype=torch.int64), torch.zeros(2, 2).to_sparse(), torch.zeros(3, device="meta")]
+
+    class Command:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    for i in range(130):
+        data, what = bytearray(whole), i
+        if i < 30:
+            del data[r.choice([r.randrange(len(data)), -r.randrange(1, 400)]) :]
+        elif i < 60:
+            data[r.choice([r.randrange(len(data)), -r.randrange(1, 6000)])] ^= r.randrange(1, 256)
+        elif i == 60:
+            data = pickle.dumps(Command(), protocol=2)
+        path.write_bytes(data)
+        if i > 60:
+            checkpoint = part = torch.load(trained / "checkpoint.pt", weights_only=True)
+            what = []
+            while not what or (isinstance(part, (dict, list)) and len(part) and r.random() < 0.8):
+                parent, key = part, r.choice(list(part) if isinstance(part, dict) else range(len(part)))
+                part = parent[key]
+                what.append(key)
+            if r.random() < 0.25:
+                del parent[key]
+            else:
+                parent[key] = Command() if i < 70 else r.choice(junk)
+                what.append(str(parent[key])[:40])
+            torch.save(checkpoint, path)
+        before = path.read_bytes()
+        for mode in modes if 60 <= i < 70 else [r.choice(modes)]:
+            refused_or_fine(run, [*mode, f"--out_dir={tmp_path}", "--device=cpu"], (mode[0], what))
+            assert not (tmp_path / "executed").exists(), what
+            path.write_bytes(before)
