@@ -30,16 +30,16 @@ UNTIED_LEGO = dict(LEGO, tied=False, n_layer=6, loop_jitter=0, eval_loops=0, eve
 
 
 CURES = {
-    "nothing": "none: vanilla, untied,\nwhole chains of 6",
-    "distractors": "distractors: up to 2 of the\n6 clauses are a second chain",
-    "lengths": "varied length: whole\nchains of 2 to 6",
-    "dropped": "a clause is missing\nin every other batch",
-    "tying": "tied layers",
-    "mimicking": "begun from mimicking",
-    "mimicking, distractors": "begun from mimicking,\nand distractors",
-    "untied LEGO": "LEGO attention,\nuntied, 6 layers",
-    "default": "LEGO attention, tied:\nthe default of train.py",
-    "LEGO, distractors": "the default of train.py,\nand distractors",
+    "nothing": "none: vanilla, untied,\nwhole chains of 6 (SEEDS)",
+    "distractors": "up to 2 of the 6 clauses are\na second chain (SEEDS)",
+    "lengths": "whole chains of\n2 to 6 clauses (SEEDS)",
+    "dropped": "every other batch lacks\na clause (SEEDS)",
+    "tying": "tied layers (SEEDS)",
+    "mimicking": "begun from mimicking (SEEDS)",
+    "mimicking, distractors": "begun from mimicking, with\na second chain (SEEDS)",
+    "untied LEGO": "LEGO attention, 6 untied\nlayers (SEEDS)",
+    "default": "LEGO attention, tied: the\ndefault of train.py (SEEDS)",
+    "LEGO, distractors": "the default, with a\nsecond chain (SEEDS)",
 }
 
 
@@ -156,7 +156,7 @@ def spread(numbers, form="{:.0f}"):
 def draw(runs):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(24, 12.5), layout="constrained")
+    figure = Figure(figsize=(24, 14), layout="constrained")
     panels = figure.subplot_mosaic([["order", "act", "end", "looks"], ["d3", "d3 looks", "cures", "cures"]])
     base = runs["nothing"]
     n = base[0]["config"]["n_clauses"]
@@ -164,32 +164,35 @@ def draw(runs):
         axes = panels[name]
         train.draw_accuracy(axes, histories)
         until = {variable: [steps_until(history, variable - 1) for history in histories] for variable in (3, 4, n)}
-        when = "; ".join(f"variable {variable}: " + (spread(steps) if None not in steps else "not in all")
+        when = ", ".join(f"{variable}: " + (spread(steps) if None not in steps else "never in some")
                          for variable, steps in until.items())
-        axes.set_title(f"{task}: {len(histories)} seeds, mean and range\nsteps until 99%, {when}", fontsize=10)
+        axes.set_title(f"{task}: {len(histories)} seeds, mean and range\nsteps until a variable is at 99%\n{when}",
+                       fontsize=10)
     history, step, look = in_the_act(base)
     image = draw_changes(panels["act"], look)
     panels["act"].set_title(
-        f"seed {history['config']['seed']} at step {step}; its variables are at "
+        f"caught in the act: seed {history['config']['seed']} at step {step}, variables at\n"
         + " ".join(f"{100 * accuracy:.0f}" for accuracy in look["whole"])
-        + "%\nevery sign flips the last variable; boxed: what should be 100%", fontsize=10)
+        + "%: every sign flips the last one alone\n(boxed: what should be 100%)", fontsize=10)
     draw_changes(panels["end"], history["looks"][-1])
-    panels["end"].set_title(f"the same seed at the end, step {history['step'][-1]}\nall variables are at "
-                            f"{100 * min(history['looks'][-1]['whole']):.0f}%: nothing is left to see", fontsize=10)
+    panels["end"].set_title(f"the same seed at the end, step {history['step'][-1]},\nall variables at "
+                            f"{100 * min(history['looks'][-1]['whole']):.0f}%:\nnothing is left to see", fontsize=10)
     figure.colorbar(image, ax=[panels["act"], panels["end"]], shrink=0.6, label="answers that change (%)")
     for name, histories in (("looks", base), ("d3 looks", runs["d3"])):
         draw_looks(panels[name], histories)
         last = [history["looks"][-1] for history in histories]
+        whole, beside = (spread([100 * look[key][-1] for look in last]) for key in ("whole", "beside"))
         panels[name].set_title(
-            f"{'sign' if name == 'looks' else 'd3'}: in the end {spread([100 * look['whole'][-1] for look in last])}% "
-            f"right; beside a second chain {spread([100 * look['beside'][-1] for look in last])}%,\nand "
+            f"{histories[0]['config']['task']}: the last variable is {whole}% right in the end,\n"
+            f"beside a second chain {beside}%,\nand "
             f"{spread([100 * look['beside_differ'] for look in last])}% where counting all operations is wrong",
             fontsize=10)
-    panels["looks"].legend(frameon=False, fontsize=9, loc="center right", title="the last variable's answer is")
     draw_cures(panels["cures"], runs)
     handles, labels = panels["order"].get_legend_handles_labels()
     figure.legend(handles, labels, title="variable, in chain order", loc="outside lower left", ncols=len(labels),
                   frameon=False)
+    figure.legend(*panels["looks"].get_legend_handles_labels(), title="answers for the last variable, over training",
+                  loc="outside lower right", ncols=5, frameon=False)
     last, c = [history["looks"][-1] for history in base], base[0]["config"]
     right, robust = (spread([100 * pick(look) for look in last])
                      for pick in (lambda look: look["whole"][-1], lambda look: look["beside_differ"]))
@@ -197,8 +200,8 @@ def draw(runs):
         f"The shortcut: trained on whole chains, vanilla attention ends {right}% right on the last variable, and still "
         f"counts the minus signs of the whole sentence:\n"
         f"where a second chain makes the count wrong, it is {robust}% right ({len(base)} seeds)\n"
-        f"{n} clauses over {c['n_names']} names, all supervised; {c['n_layer']} layers, width {c['n_embd']}, batches of "
-        f"{c['batch_size']} ({runs['d3'][0]['config']['batch_size']} for d3); {base[0]['hardware']} a run",
+        f"{n} clauses over {c['n_names']} names, all supervised; {c['n_layer']} layers, width {c['n_embd']}, batches "
+        f"of {c['batch_size']} ({runs['d3'][0]['config']['batch_size']} for d3); {base[0]['hardware']} a run",
         fontweight="bold", fontsize=12)
     return figure
 
@@ -208,9 +211,11 @@ def draw_cures(axes, runs):
     rows = [label for label in CURES if label in runs]
     for y, label in enumerate(rows):
         for offset, color, marker, pick, name in [
-            (-0.21, "#000000", "o", lambda look: look["whole"][-1], "intact: whole chains"),
-            (0, "#0072B2", "s", lambda look: look["beside"][-1], "robust: beside a second chain"),
-            (0.21, "#56B4E9", "D", lambda look: look["beside_differ"], "the same, where counting is wrong"),
+            (-0.27, "#000000", "o", lambda look: look["whole"][-1], "intact: whole chains"),
+            (-0.09, "#0072B2", "s", lambda look: look["beside"][-1], "robust: beside a second chain"),
+            (0.09, "#56B4E9", "D", lambda look: look["beside_differ"], "the same, where counting is wrong"),
+            (0.27, "#E69F00", "^", lambda look: sum(look["beside"]) / len(look["beside"]),
+             "beside a second chain, mean of all variables"),
         ]:
             seeds = [100 * pick(history["looks"][-1]) for history in runs[label]]
             axes.plot([min(seeds), max(seeds)], [y + offset] * 2, color=color, linewidth=1)
@@ -219,9 +224,10 @@ def draw_cures(axes, runs):
     axes.axvline(50, color="gray", linestyle=":", label="chance, where all chains count alike")
     axes.set(xlabel="accuracy of the last variable of the chain at the end of training (%), each seed",
              xlim=(-3, 103), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), [f"{CURES[label]}\n({len(runs[label])} seeds)" for label in rows])
+    axes.set_yticks(range(len(rows)), [CURES[label].replace("SEEDS", f"{len(runs[label])} seeds") for label in rows])
     axes.grid(axis="y", alpha=0.2)
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, columnspacing=1,
+                title="the cures, and what they make of the last variable of the chain")
 
 
 def main(arguments):
