@@ -263,8 +263,8 @@ def draw(runs):
     figure.suptitle(
         f"The shortcut: trained on whole chains, vanilla attention ends {right}% right on the last variable, and still "
         f"counts the minus signs of the whole sentence:\n"
-        f"where a second chain makes the count wrong, it is {robust}% right ({len(base)} seeds). Cured in every seed, to "
-        f"95% or more: {', '.join(cured)}\n"
+        f"where a second chain makes the count wrong, it is {robust}% right ({len(base)} seeds). "
+        f"At 95% or more in every seed: {'; '.join(cured)}\n"
         f"{n} clauses over {c['n_names']} names, all supervised; {c['n_layer']} layers, width {c['n_embd']}, batches "
         f"of {c['batch_size']} ({runs['d3'][0]['config']['batch_size']} for d3); {base[0]['hardware']} a run",
         fontweight="bold", fontsize=12)
