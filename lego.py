@@ -377,12 +377,12 @@ def read_corpus(path="", n_words=8192, device="cpu", folder="out") -> Corpus:
         del documents[::20]
         kept = dict(vocab=vocab, train=flat(documents), test=flat(held_out))
         try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
             beside = cache.with_suffix(f".{os.getpid()}.tmp")
+            cache.parent.mkdir(parents=True, exist_ok=True)
             torch.save(kept, beside)
             os.replace(beside, cache)
-        except OSError:
-            pass  # then the next run makes it again
+        except (OSError, RuntimeError):  # torch.save has the latter for a full disk
+            beside.unlink(missing_ok=True)  # then the next run makes it again
     return on_device(kept)
 
 
@@ -462,19 +462,23 @@ def main(arguments):
 def command_line(main):
     """
     Runs `main(arguments)`; whatever is wrong with what the user typed, with a file, or with sizes that the memory does
-    not hold, is one line on stderr and exit code 2.
+    not hold, is one line on stderr and exit code 2. So is Ctrl-C, with 130.
     """
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         line = str(error)
         if isinstance(error, (MemoryError, RuntimeError)):
-            if "memory" not in f"{error!r}".lower():
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate" not in line:
                 raise
             line = f"out of memory, expected smaller sizes ({line.partition(chr(10))[0]})"
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # it may quote any character
         print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as stop:  # train.train says where it stopped, and by which signal
+        line, number = stop.args or ("stopped", 2)
+        print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 if __name__ == "__main__":

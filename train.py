@@ -218,7 +218,7 @@ def override(config, arguments) -> Config:
 
 def pick_device(name) -> torch.device:
     if name in ("auto", "cuda") and N_RANKS > 1 and torch.cuda.is_available():
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -354,11 +354,50 @@ class Loss(nn.Module):
         return loss_of(self.model, batch, self.config, n_loops)
 
 
+def share(batch):
+    """The part of a batch that is this process's."""
+    return lego.Batch(*(x[RANK::N_RANKS] for x in batch))
+
+
 def mean_of_ranks(x):
     """The mean of a tensor over all processes."""
     if N_RANKS > 1:
         dist.all_reduce(x)
     return x / N_RANKS
+
+
+def of_first_rank(numbers, device):
+    """The same list of numbers in all processes, so that they agree on where a run ends."""
+    if N_RANKS == 1 or not numbers:
+        return numbers
+    numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.broadcast(numbers, 0)
+    return numbers.tolist()
+
+
+def is_any(came, step, device, every=10) -> bool:
+    """Whether a process has been told to stop: all of them stop after the same step, and ask for it now and then."""
+    if N_RANKS == 1 or step % every:
+        return N_RANKS == 1 and bool(came)
+    return mean_of_ranks(torch.tensor(float(bool(came)), device=device)).item() > 0
+
+
+def checked(config, model, losses, step):
+    """
+    The losses since the last evaluation, mean over all processes. Raises ValueError if one of them is not finite, or a
+    weight, before that gets into a file.
+    """
+    if not losses:
+        return losses
+    losses = mean_of_ranks(torch.stack(losses))
+    finite = losses.isfinite()
+    if finite.all() and all(p.isfinite().all() for p in model.parameters()):
+        return list(losses)
+    first = step - len(losses) + finite.long().argmin().item()
+    what = f"a weight is not finite after step {step}" if finite.all() else (
+        f"the loss at step {first} is {losses[first - step].item()}")
+    raise ValueError(f"{what}, expected a finite one: try a smaller lr={config.lr} or muon_lr={config.muon_lr}, or "
+                     "grad_clip=1" + (f"; {checkpoint_path(config)} is as it was before" if config.out_dir else ""))
 
 
 @contextmanager
@@ -377,20 +416,13 @@ def told_to_stop():
         for signum, usual in before.items():
             signal.signal(signum, usual)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+              if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield came
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
-
-
-def is_any(came, device) -> bool:
-    """Whether any process has been told to stop: all of them stop behind the same step."""
-    if N_RANKS == 1:
-        return bool(came)
-    number = torch.tensor(float(bool(came)), device=device)
-    return mean_of_ranks(number).item() > 0
 
 
 def draw_sentences(config, size, generator):
@@ -464,7 +496,7 @@ def loss_of(model, batch, config, n_loops=None):
     due[-1] = True
     labels = batch.values.expand(len(logits), -1, -1).masked_fill(~due[:, None], lego.IGNORE)  # (L, B, n)
     loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=lego.IGNORE, reduction="sum")
-    return loss / (labels != lego.IGNORE).sum().clamp(min=1)
+    return loss / mean_of_ranks((labels != lego.IGNORE).sum().float()).clamp(min=1)  # each may have more or fewer
 
 
 def mimic_loss(model, batch, n_loops=None, floor=1e-3):
@@ -494,7 +526,7 @@ def train(config, model=None) -> dict:
 
     model: begins from these weights instead of random ones, and leaves the trained ones in it.
     Raises ValueError for a dial out of range and for a loss that is not finite; files of earlier evaluations stay. On
-    SIGINT and SIGTERM it saves and raises KeyboardInterrupt, whose arguments are the step and the signal's number.
+    SIGINT and SIGTERM it saves and raises KeyboardInterrupt, whose arguments are a message and the signal's number.
     """
     with told_to_stop() as came:
         return _train(config, model, came)
@@ -504,6 +536,8 @@ def _train(config, model, came):
     check(config)
     device = pick_device(config.device)
     if N_RANKS > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if config.out_dir:
         make_folder(config.out_dir)
@@ -521,56 +555,50 @@ def _train(config, model, came):
     step, losses, seconds, flops, tokens = 0, [], 0.0, 0, 0  # losses: those since the last evaluation
     if config.resume:
         step, losses, seconds, flops, tokens = restore(config, model, averaged, optimizers, generators, history)
+        losses = [loss.to(device) for loss in losses]
     if config.compile:
         for block in model.blocks:
             block.compile()
     loss_of_step = Loss(model, config)
     if N_RANKS > 1:  # mimicking gives no gradient to what is behind the last attention map
         warnings.filterwarnings("ignore", "Grad strides do not match")  # in dimensions of size 1: nothing to mend
-        loss_of_step = DistributedDataParallel(loss_of_step, find_unused_parameters=True)
+        loss_of_step = DistributedDataParallel(loss_of_step, find_unused_parameters=config.mimic)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
     clock = time.perf_counter()
     bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", dynamic_ncols=True,
                disable=RANK > 0 or None)
     while True:
-        # evaluate, with the clock stopped
-        if (step % config.eval_every == 0 or step == config.max_steps) and step not in history["step"]:
-            all_losses = mean_of_ranks(torch.stack(losses)) if losses else torch.tensor([float("nan")])
-            loss = all_losses.mean().item()  # waits for the GPU
+        # evaluate and save, with the clock stopped
+        evaluates = (step % config.eval_every == 0 or step == config.max_steps) and step not in history["step"]
+        stops = is_any(came, step, device)
+        if evaluates or stops:
+            losses = checked(config, model, losses, step)  # waits for the GPU
             seconds += time.perf_counter() - clock
-            if step and not math.isfinite(loss):
-                first = step - len(losses) + all_losses.isfinite().long().argmin().item()
-                bad = all_losses[first - step].item()
-                raise ValueError(f"the loss at step {first} is {bad}, expected a finite one: "
-                                 f"try a smaller lr={config.lr} or muon_lr={config.muon_lr}, or grad_clip=1"
-                                 + (f"; {checkpoint_path(config)} is as it was before" if config.out_dir else ""))
-            with autocast:
-                test = [evaluate(averaged.module, draw_test_sentences(config, generators["test"]), config)]
-            if N_RANKS > 1:  # all processes have to agree on where the run ends
-                dist.broadcast_object_list(test)
-            (test_loss, accuracy), losses = *test, []
-            history["test_loss"].append(test_loss)
-            history["accuracy"].append(accuracy)
-            history["step"].append(step)
-            history["loss"].append(loss if step else None)
-            history["seconds"].append(seconds)
-            history["flops"].append(flops)
-            history["tokens"].append(tokens)
-            history["tokens_per_second"] = tokens / seconds if tokens else 0.0
-            if RANK == 0:
+            if evaluates:
+                with autocast:
+                    test = evaluate(averaged.module, draw_test_sentences(config, generators["test"]), config)
+                history["test_loss"].append(test[0])
+                history["accuracy"].append(of_first_rank(test[1], device))
+                history["step"].append(step)
+                history["loss"].append(torch.stack(losses).mean().item() if losses else None)
+                history["seconds"].append(seconds)
+                history["flops"].append(flops)
+                history["tokens"].append(tokens)
+                history["tokens_per_second"] = tokens / seconds if tokens else 0.0
+                losses = []
+            if RANK == 0 and evaluates:
                 bar.write(report(history))
-                if config.out_dir and step:  # not at the start: the last run's files stay until there is better
-                    save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens)
+            if RANK == 0 and config.out_dir and step:  # at the start the last run's files stay: there is nothing better
+                progress = step, losses, seconds, flops, tokens
+                save(config, model, averaged, optimizers, generators, history, progress)
             clock = time.perf_counter()
         if step >= config.max_steps or stands(history):
             break
-        if is_any(came, device):
-            seconds += time.perf_counter() - clock
+        if stops:
             bar.close()
-            if config.out_dir and step and RANK == 0:
-                save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens)
-            raise KeyboardInterrupt(step, (came or [signal.SIGTERM])[0])
+            goes_on = "; --resume continues from there" if config.out_dir and step else ""
+            raise KeyboardInterrupt(f"stopped after step {step}{goes_on}", (came or [signal.SIGTERM])[0])
 
         # one step
         for optimizer in optimizers:
@@ -587,7 +615,7 @@ def _train(config, model, came):
         if config.dropout:
             torch.manual_seed(seed_of(config, "dropout", step * N_RANKS + RANK))
         with autocast:
-            loss = loss_of_step(lego.Batch(*(x[RANK::N_RANKS] for x in batch)), n_loops)
+            loss = loss_of_step(share(batch), n_loops)
         model.zero_grad(set_to_none=True)
         loss.backward()
         if config.grad_clip:
@@ -665,11 +693,11 @@ def checkpoint_path(config) -> Path:
     return Path(config.out_dir) / "checkpoint.pt"
 
 
-def save(config, model, averaged, optimizers, generators, history, step, losses, seconds, flops, tokens):
+def save(config, model, averaged, optimizers, generators, history, progress):
     """Everything that --ask and --init_from need (config, vocab, model) and --resume (the rest); and the history."""
     checkpoint = dict(
         config=asdict(config), vocab=list(make_task(config).vocab), model=averaged.module.state_dict(),
-        last=model.state_dict(), history=history, progress=[step, losses, seconds, flops, tokens],
+        last=model.state_dict(), history=history, progress=list(progress),
         optimizers=[optimizer.state_dict() for optimizer in optimizers],
         generators={name: generator.get_state() for name, generator in generators.items()})
     write(checkpoint_path(config), lambda beside: torch.save(checkpoint, beside))
@@ -725,12 +753,12 @@ def restore(config, model, averaged, optimizers, generators, history):
     checkpoint, path = read_checkpoint(config.out_dir), checkpoint_path(config)
     if not {"last", "optimizers", "generators", "progress"} <= set(checkpoint):
         raise ValueError(f"{path}: expected a checkpoint that this version of train.py can resume")
-    if checkpoint["vocab"] != list(make_task(config).vocab):
-        raise ValueError(f"corpus={config.corpus}: expected the text of the run to resume, its words are others")
     for dial, value in checkpoint["config"].items():
         if getattr(config, dial) != value and dial not in MAY_CHANGE + ELSEWHERE:
             raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
                              f"only {', '.join(MAY_CHANGE)} may change")
+    if checkpoint["vocab"] != list(make_task(config).vocab):
+        raise ValueError(f"corpus={config.corpus}: expected the text of the run to resume, its words are others")
     load_weights(config, model, checkpoint["last"])
     load_weights(config, averaged.module, checkpoint["model"])
     try:
@@ -739,8 +767,6 @@ def restore(config, model, averaged, optimizers, generators, history):
             for p, state in optimizer.state.items():
                 if any(x.shape not in (p.shape, ()) or not x.isfinite().all() for x in state.values()):
                     raise ValueError
-            if len(optimizer.state) != sum(len(group["params"]) for group in optimizer.param_groups):
-                raise ValueError
         step, losses, seconds, flops, tokens = checkpoint["progress"]
         losses = list(torch.stack(losses)) if losses else []
         averaged.n_averaged.fill_(step)
@@ -950,11 +976,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    try:
-        lego.command_line(main)
-    except KeyboardInterrupt as stop:
-        step, number = stop.args or ("", signal.SIGINT)  # without: told so a second time, or outside of the training
-        if RANK == 0:
-            print("train.py: stopped" + (f" behind step {step}; --resume continues from there" if step else ""),
-                  file=sys.stderr)
-        sys.exit(128 + number)
+    lego.command_line(main)

@@ -106,8 +106,12 @@ def train_each(configs, parallel=False, run=None):
 def train_and_look(config, look):
     """
     Trains a config in stages of eval_every steps, which a resumed run makes the same as the unbroken one, and looks at
-    the model after each: the history, with `looks`, one look(model, config) per evaluation behind the start.
+    the model after each: the history, with `looks`, one look(model, config) per evaluation after the start. Raises
+    ValueError for a config that stages would change.
     """
+    if config.max_steps % config.eval_every or config.schedule != "constant" or config.stop_at:
+        raise ValueError(f"schedule={config.schedule}, stop_at={config.stop_at}, max_steps={config.max_steps}: expected "
+                         f"constant, 0, and a multiple of eval_every={config.eval_every}")
     looks = []
     with tempfile.TemporaryDirectory() as folder:
         for step in range(config.eval_every, config.max_steps + 1, config.eval_every):

@@ -29,7 +29,7 @@ def test_missing_numbers_are_named_with_the_command_that_makes_them():
 def test_folder_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr(figures, "FOLDER", tmp_path / "file")
-    with pytest.raises(ValueError, match="some.json: expected a file that can be written .Not a directory"):
+    with pytest.raises(ValueError, match="some.json: expected a file that can be written"):
         figures.save("some", {})
 
 
@@ -173,6 +173,12 @@ def test_looks_do_not_change_the_run():
     history = figures.train_and_look(config, lambda model, config: next(model.parameters()).abs().sum().item())
     assert all(history[key] == whole[key] for key in ("config", "step", "loss", "accuracy", "flops"))
     assert len(set(history["looks"])) == 3  # one behind each evaluation but the first, of the model as it is then
+
+
+@pytest.mark.parametrize("dials", [dict(max_steps=5), dict(schedule="linear"), dict(stop_at=0.9)])
+def test_run_that_stages_would_change_is_refused(dials):
+    with pytest.raises(ValueError, match="expected constant, 0, and a multiple of eval_every=2"):
+        figures.train_and_look(train.Config(**{**dict(max_steps=4, eval_every=2, stop_at=0.0), **dials}), None)
 
 
 def answers_of(rule):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,10 @@ def test_same_seed_same_history_and_another_seed_another():
     assert same(first, again) and first["loss"] != other["loss"]
 
 
-@pytest.mark.parametrize("dials", [{}, dict(n_train=100, dropout=0.1, attention="vanilla")], ids=str)
+@pytest.mark.parametrize("dials", [
+    {}, dict(n_train=100, dropout=0.1, attention="vanilla"), dict(mimic=True, attention="vanilla", every_layer=False),
+    dict(min_clauses=3, n_distractor=2, drop_clause=0.5, muon_lr=0.0, ema=0.0),
+], ids=str)
 def test_resumed_run_is_the_unbroken_run(run, tmp_path, dials):
     """
     Weights, average, optimizers, and the draws of sentences, loops, epochs and dropout all go on: one missing, and
@@ -120,24 +124,52 @@ def assert_resumed_is(unbroken, folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_told_to_stop_at_any_step_goes_on_as_if_it_had_not_been(unbroken, tmp_path, monkeypatch, number):
     """38 faults: it comes while step k is made, which is made to its end and saved."""
-    loss_of = train.loss_of
+    loss_of, handler = train.loss_of, signal.getsignal(number)
     for k in range(1, 20):
         folder, calls = tmp_path / f"{k}", []
 
         def interrupted(*arguments):
             calls.append(arguments)
             if len(calls) == k:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             return loss_of(*arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(train, "loss_of", interrupted)
             with pytest.raises(KeyboardInterrupt) as stop:
                 train.train(tiny(stop_at=0.0, out_dir=str(folder)))
-        assert stop.value.args == (k, number) and torch.load(folder / "checkpoint.pt")["progress"][0] == k
+        assert stop.value.args == (f"stopped after step {k}; --resume continues from there", number)
+        assert torch.load(folder / "checkpoint.pt")["progress"][0] == k
+        assert signal.getsignal(number) == handler  # the usual one is back
         assert_resumed_is(unbroken, folder)
-    assert signal.getsignal(number) not in (None, interrupted)  # and the usual handlers are back
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stop_of_a_run_without_files_promises_nothing(monkeypatch):
+    monkeypatch.setattr(train, "loss_of", lambda *arguments, loss_of=train.loss_of: (
+        signal.raise_signal(signal.SIGINT), loss_of(*arguments))[1])
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train.train(tiny())
+    assert stop.value.args[0] == "stopped after step 1"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, told):
+    """The last step before an evaluation, or before the run is told to stop, breaks them: no loss has shown it yet."""
+    train.train(tiny(out_dir=str(tmp_path), max_steps=5))
+    before, clip, calls = (tmp_path / "checkpoint.pt").read_bytes(), torch.nn.utils.clip_grad_norm_, []
+
+    def burst(parameters, norm):
+        parameters = list(parameters)
+        calls.append(norm)
+        if len(calls) == (3 if told else 5):
+            parameters[0].grad.fill_(math.inf)
+        if told and len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", burst)
+    with pytest.raises(ValueError, match=f"a weight is not finite after step {3 if told else 5}, expected"):
+        train.train(tiny(out_dir=str(tmp_path)))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("reached", [0.0, 0.5, 1.0])
@@ -162,14 +194,17 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_goes_on(unbroken, tmp_p
         assert_resumed_is(unbroken, folder)
 
 
-@pytest.mark.parametrize("number, code, says", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped behind step")])
-def test_process_that_is_killed_goes_on(tmp_path, number, code, says):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("signame, code, says", [
+    ("SIGKILL", -9, ""), ("SIGINT", 130, "stopped after step"), ("SIGTERM", 143, "stopped after step")])
+def test_process_that_is_killed_goes_on(tmp_path, signame, code, says):
     dials = {**TINY, "max_steps": 150, "stop_at": 0.0, "out_dir": str(tmp_path / "broken")}
     process = subprocess.Popen([sys.executable, "train.py", *as_arguments(**dials)], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
-    while not process.stdout.readline().startswith("step    20"):
-        pass
-    process.send_signal(number)
+    for line in process.stdout:
+        if line.startswith("step    20"):
+            process.send_signal(getattr(signal, signame))
+            break
     _, err = process.communicate(timeout=60)
     assert process.returncode == code and says in err and "Traceback" not in err
     assert json.loads((tmp_path / "broken" / "history.json").read_text())["step"][-1] < 150
@@ -178,17 +213,28 @@ def test_process_that_is_killed_goes_on(tmp_path, number, code, says):
 
 
 def test_two_processes_are_one(tmp_path):
-    """torchrun: the same losses within float tolerance, one log, one set of files."""
-    dials = {**TINY, "out_dir": str(tmp_path), "max_steps": 10}
+    """torchrun: the same losses within float tolerance, one log, one set of files, however many labels each has."""
+    dials = {**TINY, "out_dir": str(tmp_path), "max_steps": 10, "drop_clause": 0.5}
     ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                             "train.py", *as_arguments(**dials)], cwd=ROOT, capture_output=True, text=True, timeout=120,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
     assert sum(line.startswith("step ") for line in ended.stdout.splitlines()) == 3
-    together, alone = json.loads((tmp_path / "history.json").read_text()), train.train(tiny(max_steps=10))
+    together = json.loads((tmp_path / "history.json").read_text())
+    alone = train.train(tiny(max_steps=10, drop_clause=0.5))
     assert together["step"] == alone["step"] and together["flops"] == alone["flops"]
     for key in ("loss", "test_loss"):
         assert together[key][1:] == pytest.approx(alone[key][1:], rel=1e-4)
+
+
+def test_processes_share_a_batch(monkeypatch):
+    batch, seen = train.draw_sentences(tiny(), 12, torch.Generator()), []
+    monkeypatch.setattr(train, "N_RANKS", 3)
+    for rank in range(3):
+        monkeypatch.setattr(train, "RANK", rank)
+        seen.append(train.share(batch))
+    assert all(len(part.tokens) == len(part.values) == 4 for part in seen)
+    assert sorted(torch.cat([part.tokens for part in seen]).tolist()) == sorted(batch.tokens.tolist())
 
 
 def test_batch_that_the_processes_cannot_share_is_one_line(monkeypatch):
@@ -218,12 +264,13 @@ def test_main_job_on_a_bare_machine(tmp_path):
     home.mkdir()
     for name in ("lego.py", "attention.py", "model.py", "train.py"):
         shutil.copy(ROOT / name, home)
+    one_core = lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     (home / "triton.py").write_text("raise ImportError('there is no Triton')")
     hidden = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     ended = subprocess.run(
         [sys.executable, "train.py", *as_arguments(**{**TINY, "max_steps": 5, "out_dir": "my out"})], cwd=home,
         capture_output=True, text=True, timeout=120, env={**hidden, "CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]))
+        preexec_fn=one_core if hasattr(os, "sched_setaffinity") else None)
     assert ended.returncode == 0, ended.stderr
     assert (home / "my out" / "accuracy.png").exists()
 
@@ -715,6 +762,16 @@ def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch,
         arguments = [mutate(argument) if r.random() < 0.2 else argument for argument in arguments]
         codes.append(refused_or_fine(run, [*as_arguments(**TINY), *arguments], arguments))
     assert codes.count(0) > 300 and codes.count(2) > 1000
+
+
+def test_flipped_byte_of_a_weight_is_noticed(run, trained, tmp_path):
+    """It would be a weight like any other."""
+    data = bytearray((trained / "checkpoint.pt").read_bytes())
+    largest = max(zipfile.ZipFile(trained / "checkpoint.pt").infolist(), key=lambda entry: entry.file_size)
+    data[largest.header_offset + largest.file_size // 2] ^= 64
+    (tmp_path / "checkpoint.pt").write_bytes(data)
+    code, _, err = run(f"--out_dir={tmp_path}", "--ask=a=+1")
+    assert code == 2 and "this is damaged" in err
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple")
