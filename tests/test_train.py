@@ -590,6 +590,17 @@ def test_checkpoint_of_a_version_with_fewer_dials_is_read(trained, tmp_path):
     assert train.override(train.Config(), [f"--init_from={tmp_path}"]).norm_eps == train.Config.norm_eps
 
 
+@pytest.mark.parametrize("part", ["progress", "last", "optimizers", "generators"])
+def test_checkpoint_of_an_older_version_is_not_resumed_and_stays(run, trained, tmp_path, part):
+    checkpoint = train.read_checkpoint(trained)
+    del checkpoint[part]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    code, _, err = run(f"--out_dir={tmp_path}", "--resume", "--max_steps=30")
+    assert code == 2 and "expected a checkpoint that this version of train.py can resume" in err
+    assert err.count("\n") == 1 and (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_question_to_a_model_without_values_is_one_line(run, tmp_path):
     train.train(tiny(mimic=True, attention="vanilla", tied=False, max_steps=1, out_dir=str(tmp_path)))
     code, out, err = run(f"--out_dir={tmp_path}", "--ask=a=+1")
