@@ -110,8 +110,8 @@ def train_and_look(config, look):
     ValueError for a config that stages would change.
     """
     if config.max_steps % config.eval_every or config.schedule != "constant" or config.stop_at:
-        raise ValueError(f"schedule={config.schedule}, stop_at={config.stop_at}, max_steps={config.max_steps}: expected "
-                         f"constant, 0, and a multiple of eval_every={config.eval_every}")
+        raise ValueError(f"schedule={config.schedule}, stop_at={config.stop_at}, max_steps={config.max_steps}: "
+                         f"expected constant, 0, and a multiple of eval_every={config.eval_every}")
     looks = []
     with tempfile.TemporaryDirectory() as folder:
         for step in range(config.eval_every, config.max_steps + 1, config.eval_every):
