@@ -1,7 +1,42 @@
 """
 How information flows: after which layer can the value of each variable be read at its own left-hand side?
 
-DOC
+Claim (of third parties, on the paper's models): tied Transformers resolve variables one after another over their depth,
+untied ones less so. Lead (ours, early): LEGO attention resolves one variable per layer if chained, one per two layers
+if parallel, and what goes beyond that is gained late in training.
+
+    python -m figures.flow              24 runs, and 6 of mimicking to begin from: 35 minutes on 2 cores
+
+Runs: 6 clauses, all supervised, 6 layers or loops, width 64, 3 seeds: vanilla attention untied and tied, LEGO attention
+chained and parallel, both untied; each trained on whole chains of 2 to 6 clauses, and on chains with up to 2 clauses
+of a second one beside them, where counting signs does not help (see figures/shortcut.py). Vanilla attention does not
+get beyond two variables there within 2,000 steps, in single runs from random weights with 6 layers; it begins from 300
+steps of mimicking. Probes: ridge regression in closed form, on 2,000 fresh sentences for each layer and variable,
+measured on as many others, all of them whole chains. With shuffled labels they are at 50%.
+
+Measured: the first layer after which a variable can be read at 90%, for variables 1 to 6, each seed
+
+                        whole chains                               beside a second chain
+    vanilla, untied     1 3 5 5 5 4   1 2 4 5 5 4   1 3 - - 5 3    2 3 4 5 6 6   1 3 4 5 5 6   1 3 5 5 6 6
+    vanilla, tied       1 2 4 5 4 3   1 2 3 4 5 3   1 2 3 5 4 3    1 2 3 4 5 6   2 3 4 5 6 6   2 3 4 5 6 -
+    LEGO, chained       1 2 3 4 5 6   in every seed                1 2 3 4 5 6   in every seed
+    LEGO, parallel      1 3 6 6 6 6   1 3 6 6 - -   1 3 6 6 6 -    1 4 6 6 6 6   1 3 6 6 6 6   1 4 6 - - -
+
+Following is a staircase, and the probe shows who follows. Chained LEGO attention climbs one variable per layer in every
+seed, on either kind of sentences. So does vanilla attention beside a second chain, tied or not, with a layer of slack
+in most seeds, or two in one. On whole chains it does something else: the last variable can be read after layer 3 or 4,
+before the fourth in all six models: the shortcut, seen from inside. In three of them the fifth, next to it in the
+chain, comes before the fourth as well.
+
+The lead on LEGO attention holds. Parallel: beside a second chain 1 1 2 2 2 3 variables can be read after layers 1 to 6
+at step 400, in all but one cell of the three seeds, one in two layers. In two seeds the last layer alone reads a fourth
+at step 600 and all six by step 1,000 to 1,200, by other means than a chain of links, for after the fifth layer there
+are still two; the third seed stays. Chained: as many as layers, by step 800 at the latest, in the seeds of the figure.
+
+The claim about tied and untied layers shows only in this, that tied ones are more regular: both go one variable per
+layer where they follow.
+
+On 2 cores of an x86-64 server, one thread a run, 36 to 231 s a run.
 """
 from dataclasses import replace
 
