@@ -63,6 +63,11 @@ def found(name, groups) -> dict:
     return {label: [next(iter(same(config)), None) for config in configs] for label, configs in groups.items()}
 
 
+def is_missing(name, groups) -> bool:
+    """Whether figures/<name>.json lacks a run of {label: [config, ...]}."""
+    return not all(all(histories) for histories in found(name, groups).values())
+
+
 def make_checkpoints(configs, parallel=False):
     """Trains the configs whose out_dir does not hold the checkpoint of that very run, run to its end."""
     def is_there(config):

@@ -185,8 +185,9 @@ def main(arguments):
     if arguments:
         raise ValueError(f"'{arguments[0]}': expected no argument")
     runs = groups()
-    begins = [mimicking(model, seed) for model in MODELS if "vanilla" in model for seed in SEEDS]
-    figures.make_checkpoints(begins, parallel=True)
+    if figures.is_missing(NAME, runs):
+        begins = [mimicking(model, seed) for model in MODELS if "vanilla" in model for seed in SEEDS]
+        figures.make_checkpoints(begins, parallel=True)
     figures.train_all(NAME, runs, parallel=True, run=run)
     figures.redraw(NAME, draw)
 

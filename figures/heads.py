@@ -207,7 +207,7 @@ def main(arguments):
     else:
         print(f"no new row for MiniLM: there is no {MINILM}; how to get it is told at the top of figures/heads.py")
     models = figures.found(NAME, configs)
-    if not all(all(runs) for runs in models.values()):
+    if figures.is_missing(NAME, configs):
         make_sources()
     for label, runs in models.items():
         for i, (run, config) in enumerate(zip(runs, configs[label])):

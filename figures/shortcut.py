@@ -299,7 +299,8 @@ def main(arguments):
     if arguments:
         raise ValueError(f"'{arguments[0]}': expected no argument")
     runs = groups()
-    figures.make_checkpoints([mimicking(seed) for seed in SEEDS[:3]], parallel=True)
+    if figures.is_missing(NAME, runs):
+        figures.make_checkpoints([mimicking(seed) for seed in SEEDS[:3]], parallel=True)
     figures.train_all(NAME, runs, parallel=True, run=run)
     figures.redraw(NAME, draw)
 

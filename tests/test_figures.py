@@ -50,7 +50,8 @@ def test_stopped_figure_goes_on_where_it_was(monkeypatch, tmp_path):
         figures.train_all("some", groups)
     figures.train_all("some", groups)
     figures.train_all("some", groups)
-    assert made == [1, 2, 3, 3, 4]
+    assert made == [1, 2, 3, 3, 4] and not figures.is_missing("some", groups)
+    assert figures.is_missing("some", {"a": [train.Config(seed=5)]})
     seeds = {label: [history["config"]["seed"] for history in runs] for label, runs in figures.load("some").items()}
     assert seeds == {"a": [1, 2], "b": [3, 4]}
     figures.train_all("some", {"a": [train.Config(seed=1, lr=1e-4)]})
