@@ -525,7 +525,7 @@ def train(config, model=None) -> dict:
         tokens_per_second                        over the whole run
 
     model: begins from these weights instead of random ones, and leaves the trained ones in it.
-    Raises ValueError for a dial out of range and for a loss that is not finite; files of earlier evaluations stay. On
+    Raises ValueError for a dial out of range and for a loss or a weight that is not finite; earlier files stay. On
     SIGINT and SIGTERM it saves and raises KeyboardInterrupt, whose arguments are a message and the signal's number.
     """
     with told_to_stop() as came:

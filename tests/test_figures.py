@@ -167,11 +167,14 @@ def test_finished_checkpoint_is_not_made_again(monkeypatch, tmp_path):
     assert trained == others
 
 
-def test_looks_do_not_change_the_run():
+def test_looks_do_not_change_the_run(monkeypatch):
+    """Nor is any step made twice."""
     config = train.Config(n_clauses=3, n_supervised=2, n_embd=16, n_layer=2, loop_jitter=1, eval_loops=0, batch_size=8,
                           eval_size=20, max_steps=6, eval_every=2, stop_at=0.0, device="cpu", out_dir="")
-    whole = train.train(config)
+    whole, loss_of, steps = train.train(config), train.loss_of, []
+    monkeypatch.setattr(train, "loss_of", lambda *arguments: (steps.append(1), loss_of(*arguments))[1])
     history = figures.train_and_look(config, lambda model, config: next(model.parameters()).abs().sum().item())
+    assert len(steps) == 6
     assert all(history[key] == whole[key] for key in ("config", "step", "loss", "accuracy", "flops"))
     assert len(set(history["looks"])) == 3  # one behind each evaluation but the first, of the model as it is then
 

@@ -144,6 +144,18 @@ def test_run_told_to_stop_at_any_step_goes_on_as_if_it_had_not_been(unbroken, tm
         assert_resumed_is(unbroken, folder)
 
 
+def test_signal_that_is_ignored_stays_ignored(monkeypatch):
+    """As under nohup: what is meant for another program does not stop the run."""
+    before, loss_of = signal.signal(signal.SIGINT, signal.SIG_IGN), train.loss_of
+    monkeypatch.setattr(train, "loss_of", lambda *arguments: (signal.raise_signal(signal.SIGINT),
+                                                              loss_of(*arguments))[1])
+    try:
+        assert train.train(tiny(max_steps=2))["step"][-1] == 2
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_stop_of_a_run_without_files_promises_nothing(monkeypatch):
     monkeypatch.setattr(train, "loss_of", lambda *arguments, loss_of=train.loss_of: (
         signal.raise_signal(signal.SIGINT), loss_of(*arguments))[1])
