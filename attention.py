@@ -20,6 +20,7 @@ tokens, can be given so that all layers of a model share it.
 Sources: the two patterns, and LEGO attention's name and purpose, are the paper's (arXiv 2206.04301). It has no public
 code: how the pathways are joined here, `chained` above all, is our reading.
 """
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # optional: without it `segment` serves
+    triton = None
+
 # ----------------------------------------------------------------------------------------------------------------------
 # association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none
 #
@@ -36,6 +43,7 @@ import torch.nn.functional as F
 # for all tokens of a group, so A is symmetric, and the backward pass is the forward kernel applied to the gradient.
 
 
+IMPLEMENTATIONS = ("dense", "segment", "triton")
 DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores; `python attention.py` measures yours
 
 
@@ -43,10 +51,12 @@ DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores
 class Plan:
     """What association needs to know of a batch of token ids: made once, shared by all layers and both passes."""
 
-    implementation: str  # dense or segment
+    implementation: str  # dense, segment or triton
     weight: torch.Tensor  # (B, T, 1) float32: 1 / number of the other positions with this token, 0 where there is none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the A above
     group: torch.Tensor | None = None  # segment: (B T,) int64, the group of identical tokens that a position belongs to
+    order: torch.Tensor | None = None  # triton: (B, T) int32, the positions of each sentence, sorted by group ...
+    rank: torch.Tensor | None = None  # ... and (B, T) int32, the group of each of these, numbered in this order
 
 
 def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
@@ -55,16 +65,22 @@ def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
 
     dense      mask and matrix product; the reference, O(B T^2 C)
     segment    sort the ids, sum each group of identical tokens; O(B T C)
-    auto       dense up to T = DENSE_UP_TO, segment above
+    triton     the same in two fused kernels, on a GPU
+    auto       dense up to T = DENSE_UP_TO, above it triton where it runs, else segment
+
+    Raises ValueError for another name, and for triton where it does not run.
     """
     B, T = tokens.shape
+    fused = triton is not None and (tokens.is_cuda or INTERPRETED)
     if implementation == "auto":
-        implementation = "dense" if T <= DENSE_UP_TO else "segment"
+        implementation = "dense" if T <= DENSE_UP_TO else "triton" if fused else "segment"
     if implementation == "dense":
         same = identical_tokens(tokens, padding_mask)
         weight = same.sum(-1, keepdim=True).float().clamp(min=1).reciprocal()
         return Plan(implementation, weight, matrix=same * weight)
-    elif implementation == "segment":
+    elif implementation in ("segment", "triton"):
+        if implementation == "triton" and not fused:
+            raise ValueError("association=triton: expected the package triton and a GPU, use segment or auto here")
         ids = tokens if padding_mask is None else tokens.masked_fill(padding_mask, -1)
         ids, order = ids.sort(dim=1)
         first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0))  # (B, T): does a new group begin here?
@@ -74,9 +90,10 @@ def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
         weight = torch.where(others > 0, 1 / others.clamp(min=1), 0)[group].view(B, T, 1)
         if padding_mask is not None:
             weight = weight.masked_fill(padding_mask[..., None], 0)
+        if implementation == "triton":
+            return Plan(implementation, weight, order=order.int(), rank=rank.int())
         return Plan(implementation, weight, group=group)
-    # a fused kernel over the sorted ids, "triton", will be the next branch, here and in _apply_association
-    raise ValueError(f"association={implementation}: expected auto, dense or segment")
+    raise ValueError(f"association={implementation}: expected auto, {', '.join(IMPLEMENTATIONS)}")
 
 
 def identical_tokens(tokens, padding_mask=None):
@@ -109,8 +126,9 @@ def _apply_association(v, plan):
         rows = v.flatten(0, 1)  # (B, T, C) -> (B T, C)
         rows = rows.to(torch.promote_types(v.dtype, torch.float32))  # bfloat16 would lose terms of a long sum
         sums = torch.zeros_like(rows).index_add_(0, plan.group, rows)
-        return ((sums[plan.group] - rows).view(v.shape) * plan.weight).to(v.dtype)
-    raise AssertionError(plan.implementation)
+        y = sums.index_select(0, plan.group).sub_(rows)  # in place: on a CPU new memory costs more than the sums
+        return y.view(v.shape).mul_(plan.weight).to(v.dtype)
+    return associate_sorted(v, plan.order, plan.rank, plan.weight)
 
 
 class Association(torch.autograd.Function):
@@ -138,7 +156,99 @@ def associate(v, plan):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# association on a GPU: with the positions sorted by token, A is block diagonal. A tile of the sorted rows is multiplied
+# with its own small block, and a group that goes on in other tiles gets their sums. Each value is read once, and once
+# more if its group crosses the edge of a tile; each tile of a group of m tokens reads m / TILE such sums besides.
+# Nothing of size T x T is ever made.
+
+TILE = 64  # sorted rows of a program; this and the block of channels below are chosen, not tuned: no GPU has run it yet
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own way to run a kernel without a GPU, for the tests
+
+if triton is not None:
+
+    @triton.jit
+    def sum_edges(v, order, rank, sums, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr):
+        """For each tile the sums (2, C) of its first and its last group, if these go on beyond it, and else 0."""
+        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
+        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        rank += b * T
+        group = tl.load(rank + row, row < T, -1)
+        one_before = tl.load(rank + tile * TILE - 1, tile > 0, -1)
+        one_behind = tl.load(rank + tile * TILE + TILE, tile * TILE + TILE < T, -1)
+        in_first, in_last = (group == one_before), (group == one_behind)
+        wanted = (row < T) & (in_first | in_last)
+        at = tl.load(order + b * T + row, wanted, 0).to(tl.int64)
+        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted[:, None] & (c < C)[None, :], 0)
+        x = x.to(sums.dtype.element_ty)
+        sums += (b * n_tiles + tile) * 2 * C + c
+        tl.store(sums, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
+        tl.store(sums + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
+
+    @triton.jit
+    def sum_groups(v, order, rank, weight, sums, y, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr,
+                   PRECISION: tl.constexpr):
+        """y = A v for one tile of rows and one block of channels."""
+        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
+        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        rank += b * T
+        group = tl.load(rank + row, row < T, -1)
+        at = tl.load(order + b * T + row, row < T, 0).to(tl.int64)
+        inside = (row < T)[:, None] & (c < C)[None, :]
+        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(sums.dtype.element_ty)
+        same = (group[:, None] == group[None, :]) & (row[:, None] != row[None, :])  # (TILE, TILE)
+        total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=x.dtype)
+        first, last = tl.load(rank + tile * TILE), tl.load(rank + tl.minimum(tile * TILE + TILE, T) - 1)
+        before, behind = tl.zeros((BLOCK,), x.dtype), tl.zeros((BLOCK,), x.dtype)
+        for start in range(0, n_tiles, 16):  # the other tiles of the first and of the last group
+            other = start + tl.arange(0, 16)
+            its_last = tl.load(rank + tl.minimum(other * TILE + TILE, T) - 1, other < tile, -1)
+            its_first = tl.load(rank + other * TILE, (other > tile) & (other < n_tiles), -1)
+            edge = sums + (b * n_tiles + other)[:, None] * 2 * C + c[None, :]
+            before += tl.sum(tl.load(edge + C, (its_last == first)[:, None] & (c < C)[None, :], 0), 0)
+            behind += tl.sum(tl.load(edge, (its_first == last)[:, None] & (c < C)[None, :], 0), 0)
+        total += tl.where((group == first)[:, None], before[None, :], 0)
+        total += tl.where((group == last)[:, None], behind[None, :], 0)
+        total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
+        tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
+
+
+@torch.library.custom_op("lego::associate_sorted", mutates_args=())  # for torch.compile one step that it need not enter
+def associate_sorted(v: torch.Tensor, order: torch.Tensor, rank: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A v for v (B, T, C), with the `order`, `rank` and `weight` of a plan for triton."""
+    B, T, C = v.shape
+    v = v if v.stride(2) == 1 else v.contiguous()
+    y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
+    n_tiles, block = triton.cdiv(T, TILE), min(64, max(16, triton.next_power_of_2(C)))
+    sums = torch.empty(B, n_tiles, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
+    grid, sizes = (B * n_tiles, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_tiles, TILE, block)
+    if v.numel():
+        with torch.cuda.device_of(v):
+            sum_edges[grid](v, order, rank, sums, *sizes)
+            precision = "ieee" if v.dtype.itemsize > 2 else "tf32"  # which holds a half as it is
+            sum_groups[grid](v, order, rank, weight, sums, y, *sizes, precision)
+    return y
+
+
+@associate_sorted.register_fake
+def _(v, order, rank, weight):
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # manipulation: every position looks at its neighbours
+
+
+def shift_and_add(x, weight, bias):
+    """
+    The convolution of Manipulation, on channels last: x (B, T, C), weight (C, 1, 1, K), bias (C). For torch.compile,
+    which makes one loop of it: on a CPU as fast as Conv2d then, and 4 to 6 times slower without (figures/kernels.py).
+    """
+    T, K = x.size(1), weight.size(-1)
+    x = F.pad(x, (0, 0, K // 2, K // 2))
+    y = bias
+    for k in range(K):
+        y = y + weight[:, 0, 0, k].to(x.dtype) * x[:, k : k + T]
+    return y.to(x.dtype)
 
 
 class Manipulation(nn.Module):
@@ -155,6 +265,8 @@ class Manipulation(nn.Module):
     def forward(self, x, padding_mask=None):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[..., None], 0)
+        if x.is_cuda and torch.compiler.is_compiling():  # one fused loop; on a GPU not measured yet
+            return shift_and_add(x, self.conv.weight, self.conv.bias)
         x = x.transpose(1, 2).unsqueeze(2)  # (B, T, C) -> (B, C, 1, T), a view
         return self.conv(x).squeeze(2).transpose(1, 2)  # (B, C, 1, T) -> (B, T, C)
 
@@ -225,8 +337,8 @@ class LegoAttention(nn.Module):
         n_channels = n_channels or n_embd
         if not 0 <= association_share <= 1:
             raise ValueError(f"association_share={association_share}: expected 0 to 1")
-        if association not in ("auto", "dense", "segment"):
-            raise ValueError(f"association={association}: expected auto, dense or segment")
+        if association not in ("auto", *IMPLEMENTATIONS):
+            raise ValueError(f"association={association}: expected auto, {', '.join(IMPLEMENTATIONS)}")
         self.association = association
         self.chained = chained
         self.n_associated = round(association_share * n_channels)
@@ -297,7 +409,7 @@ def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, v
     association_share  share of LEGO's channels that pass association
     vanilla_share      share of a hybrid's heads that are vanilla
     chained            True: convolution behind association; False: side by side
-    association        its implementation: auto, dense or segment
+    association        its implementation: auto, dense, segment or triton
     dropout            of the entries of vanilla attention maps, in training
 
     Raises ValueError for another name or a size out of range.
@@ -358,19 +470,18 @@ def benchmark(device, n_tokens=8192, n_channels=64, repeats=7):
             times.append(1e3 * (time.perf_counter() - start))
         return sorted(times)[repeats // 2]
 
+    names = [name for name in IMPLEMENTATIONS if name != "triton" or (triton is not None and device.type == "cuda")]
     print(f"association on {device}, {n_tokens} tokens of {n_channels} channels, forward + backward / plan, ms")
-    print("     T      dense              segment            dense / segment")
+    print("     T" + "".join(f"{name:>19}" for name in names) + f"     dense / {names[-1]}")
     for T in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         tokens = torch.randint(T // 2, (n_tokens // T, T), device=device)  # a token has one twin, as in LEGO
         v = torch.randn(n_tokens // T, T, n_channels, device=device, requires_grad=True)
         cells, total = "", []
-        for implementation in ("dense", "segment"):
-            plan = make_plan(tokens, implementation=implementation)
-            passes = median_ms(lambda: associate(v, plan).backward(v.detach()))
-            planning = median_ms(lambda: make_plan(tokens, implementation=implementation))
-            cells += f"{passes:8.2f} /{planning:8.2f} "
-            total.append(passes)
-        print(f"{T:6d} {cells}   {total[0] / total[1]:8.2f}")
+        for name in names:
+            plan = make_plan(tokens, implementation=name)
+            total.append(median_ms(lambda: torch.autograd.grad(associate(v, plan), v, v.detach())))
+            cells += f"{total[-1]:10.2f} /{median_ms(lambda: make_plan(tokens, implementation=name)):7.2f}"
+        print(f"{T:6d}{cells}{total[0] / total[-1]:16.2f}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Config:
     association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
     kernel_size: int = 7  # lego, hybrid: width of the convolution in positions, odd
     chained: bool = True  # lego, hybrid: convolution behind association; False: beside it
-    association: str = "auto"  # lego, hybrid: dense, segment, or auto, the faster one for this length
+    association: str = "auto"  # lego, hybrid: dense, segment, triton, or auto, the fastest for this length and device
     # optimisation
     batch_size: int = 128  # sentences a step, of all processes together
     n_train: int = 0  # sentences of a training set that is gone through again and again; 0: new ones at every step

@@ -1,4 +1,10 @@
 """attention.py: every implementation against a slow, independent one: odd sizes, padding, tokens that occur once."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn as nn
@@ -6,7 +12,10 @@ import torch.nn as nn
 import attention
 from attention import LegoAttention, Manipulation, VanillaAttention, associate, make_attention, make_plan
 
-IMPLEMENTATIONS = ["dense", "segment"]
+INTERPRETED = attention.triton is not None and attention.INTERPRETED
+FUSED = INTERPRETED or (attention.triton is not None and torch.cuda.is_available())
+IMPLEMENTATIONS = ["dense", "segment", pytest.param("triton", marks=pytest.mark.skipif(
+    not FUSED, reason="needs Triton and a GPU, or its interpreter: see test_triton_in_its_interpreter"))]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 7), (2, 61, 9), (1, 257, 3)]  # B, T, C
 KINDS = {
@@ -18,6 +27,10 @@ KINDS = {
     "hybrid": dict(kind="hybrid"),
     "hybrid, segment": dict(kind="hybrid", association="segment"),
 }
+
+
+def device_of(implementation, device="cpu"):
+    return "cuda" if implementation == "triton" and not INTERPRETED else device
 
 
 def example(B, T, n_tokens=None, padded=True):
@@ -44,9 +57,10 @@ def association_by_loops(v, tokens, padding_mask=None):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_association_by_hand(implementation):
-    tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.0], [2.0], [3.0], [5.0]]])
+    device = device_of(implementation)
+    tokens, v = torch.tensor([[7, 8, 7, 7]], device=device), torch.tensor([[[1.0], [2.0], [3.0], [5.0]]], device=device)
     assert associate(v, make_plan(tokens, implementation=implementation)).flatten().tolist() == [4, 0, 3, 2]
-    last = torch.tensor([[False, False, False, True]])
+    last = torch.tensor([[False, False, False, True]], device=device)
     assert associate(v, make_plan(tokens, last, implementation)).flatten().tolist() == [3, 0, 1, 0]
 
 
@@ -56,6 +70,7 @@ def test_association_by_hand(implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_association_against_loops(implementation, B, T, C, padded, device):
     """Values and gradients at odd sizes, in float64, and the values in float32."""
+    device = device_of(implementation, device)
     tokens, padding_mask = example(B, T, padded=padded)
     v = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(B, T, C, dtype=torch.float64)
@@ -71,35 +86,60 @@ def test_association_against_loops(implementation, B, T, C, padded, device):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_association_gradcheck(implementation):
-    tokens, padding_mask = example(2, 11)
+    device = device_of(implementation)
+    tokens, padding_mask = (x.to(device) for x in example(2, 11))
     plan = make_plan(tokens, padding_mask, implementation)
-    v = torch.randn(2, 11, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: associate(v, plan), v, atol=1e-6)
-    assert torch.autograd.gradgradcheck(lambda v: associate(v, plan), v, atol=1e-6)
+    v = torch.randn(2, 11, 3, dtype=torch.float64, device=device, requires_grad=True)
+    fast = implementation == "triton"
+    assert torch.autograd.gradcheck(lambda v: associate(v, plan), v, atol=1e-6, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(lambda v: associate(v, plan), v, atol=1e-6, fast_mode=fast)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_association_is_its_own_adjoint(implementation):
     """<A u, v> = <u, A v>: the backward pass is the forward kernel only as long as this holds."""
-    tokens, padding_mask = example(3, 41)
+    device = device_of(implementation)
+    tokens, padding_mask = (x.to(device) for x in example(3, 141))
     plan = make_plan(tokens, padding_mask, implementation)
-    u, v = torch.randn(2, 3, 41, 5, dtype=torch.float64)
+    u, v = torch.randn(2, 3, 141, 5, dtype=torch.float64, device=device)
     torch.testing.assert_close((associate(u, plan) * v).sum(), (u * associate(v, plan)).sum())
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("T", [33, 64, 65])
 @pytest.mark.parametrize("n_tokens", [1, 10_000])
-def test_association_of_one_group_and_of_none(implementation, n_tokens):
-    tokens, _ = example(2, 33, n_tokens, padded=False)
-    v = torch.randn(2, 33, 4, dtype=torch.float64)
-    torch.testing.assert_close(associate(v, make_plan(tokens, implementation=implementation)),
-                               association_by_loops(v, tokens), atol=1e-6, rtol=1e-6)
+def test_association_of_one_group_and_of_none(implementation, n_tokens, T):
+    tokens, _ = example(2, T, n_tokens, padded=False)
+    v, device = torch.randn(2, T, 4, dtype=torch.float64), device_of(implementation)
+    y = associate(v.to(device), make_plan(tokens.to(device), implementation=implementation)).cpu()
+    torch.testing.assert_close(y, association_by_loops(v, tokens), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize("n_tokens", [1, 40, 10_000])
+def test_association_of_long_sentences(implementation, n_tokens):
+    """
+    At 400 tokens, 7 tiles of the fused kernel, with groups from a single position to all of them, and of a slice of
+    the channels, more of them than a program takes: as `dense` says, in all precisions and both passes.
+    """
+    device = device_of(implementation)
+    tokens, padding_mask = (x.to(device) for x in example(2, 400, n_tokens))
+    dense, plan = (make_plan(tokens, padding_mask, name) for name in ("dense", implementation))
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        v = torch.randn(2, 400, 80, device=device).to(dtype)[..., :70].requires_grad_()
+        y, expected = associate(v, plan), associate(v.float(), dense)
+        torch.testing.assert_close(y.float(), expected, atol=atol, rtol=atol)
+        grad = torch.randn_like(y)
+        (gradient,), (expected,) = (torch.autograd.grad(out, v, grad.to(out.dtype)) for out in (y, expected))
+        torch.testing.assert_close(gradient, expected, atol=atol, rtol=atol)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_association_in_bfloat16_does_not_lose_terms(implementation):
     """257 values of a group are added up in float32: a sum kept in bfloat16 sticks at 256."""
-    tokens, v = torch.zeros(1, 257, dtype=torch.int64), torch.ones(1, 257, 2, dtype=torch.bfloat16)
+    device = device_of(implementation)
+    tokens = torch.zeros(1, 257, dtype=torch.int64, device=device)
+    v = torch.ones(1, 257, 2, dtype=torch.bfloat16, device=device)
     y = associate(v, make_plan(tokens, implementation=implementation))
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, v, atol=0.01, rtol=0)
@@ -107,7 +147,61 @@ def test_association_in_bfloat16_does_not_lose_terms(implementation):
 
 def test_auto_takes_the_implementation_it_documents():
     assert make_plan(torch.zeros(1, attention.DENSE_UP_TO, dtype=torch.int64)).implementation == "dense"
-    assert make_plan(torch.zeros(1, attention.DENSE_UP_TO + 1, dtype=torch.int64)).implementation == "segment"
+    longer = torch.zeros(1, attention.DENSE_UP_TO + 1, dtype=torch.int64)
+    assert make_plan(longer).implementation == ("triton" if INTERPRETED else "segment")
+    if torch.cuda.is_available():
+        assert make_plan(longer.cuda()).implementation == ("triton" if FUSED else "segment")
+
+
+def test_triton_in_its_interpreter():
+    """All tests of this file that are about `triton`, on a machine without a GPU."""
+    pytest.importorskip("triton")
+    if FUSED:
+        pytest.skip("they run in this process")
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton or auto",
+                          __file__], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    n_passed = re.search(r"(\d+) passed", run.stdout)
+    assert run.returncode == 0 and int(n_passed[1]) >= 25, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("dtype, total", [("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")])
+def test_triton_compiles_for_a_gpu_that_is_not_there(dtype, total):
+    """Both kernels, to machine code for the H100 and H200: what the interpreter takes, the compiler takes, too."""
+    triton = pytest.importorskip("triton")
+    if INTERPRETED:
+        pytest.skip("there is nothing to compile")
+    from triton.backends.compiler import GPUTarget
+
+    kinds = dict(v=f"*{dtype}", y=f"*{dtype}", order="*i32", rank="*i32", weight="*fp32", sums=f"*{total}", T="i32",
+                 C="i32", v_b="i32", v_t="i32", n_tiles="i32")
+    sizes = dict(TILE=attention.TILE, BLOCK=64, PRECISION="tf32" if dtype == "bf16" else "ieee")
+    for kernel in (attention.sum_edges, attention.sum_groups):
+        signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+        values = {name: sizes[name] for name in signature if name in sizes}
+        source = triton.compiler.ASTSource(kernel, signature, values)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_torch_compile_takes_attention_as_one_graph(implementation):
+    """No break at association, whichever it is: fullgraph would raise."""
+    device = device_of(implementation)
+    module = LegoAttention(16, 7, 0.5, True, implementation).to(device)
+    tokens = torch.randint(9, (2, 70), device=device)
+    x = torch.randn(2, 70, 16, device=device, requires_grad=True)
+    plan = make_plan(tokens, implementation=implementation)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    y, z = (f(x, tokens, None, plan) for f in (module, compiled))
+    (gradient,), (other,) = (torch.autograd.grad(out.square().sum(), x) for out in (y, z))
+    torch.testing.assert_close(z, y)
+    torch.testing.assert_close(other, gradient)
+
+
+def test_triton_where_it_does_not_run():
+    if FUSED:
+        pytest.skip("it runs here")
+    with pytest.raises(ValueError, match="^association=triton: expected the package triton and a GPU"):
+        make_plan(torch.zeros(1, 3, dtype=torch.int64), implementation="triton")
 
 
 @pytest.mark.parametrize("kernel_size, T", [(1, 5), (3, 1), (7, 4), (7, 23)])
@@ -124,6 +218,8 @@ def test_manipulation_against_loops(kernel_size, T):
                 if 0 <= j < T and not padding_mask[b, j]:
                     expected[b, i] = expected[b, i] + weight[:, k] * x[b, j]
     torch.testing.assert_close(module(x, padding_mask), expected)
+    masked = x.masked_fill(padding_mask[..., None], 0)
+    torch.testing.assert_close(attention.shift_and_add(masked, module.conv.weight, bias), expected)
     assert not torch.allclose(module(x), module(x, padding_mask)) or not padding_mask.any()
 
 
@@ -252,7 +348,7 @@ def test_padding_is_never_looked_at(kind):
     (dict(kind="lego", kernel_size=4), "kernel_size=4: expected an odd number"),
     (dict(kind="lego", kernel_size=-1), "kernel_size=-1: expected an odd number"),
     (dict(kind="lego", association_share=1.5), "association_share=1.5: expected 0 to 1"),
-    (dict(kind="lego", association="tritton"), "association=tritton: expected auto, dense or segment"),
+    (dict(kind="lego", association="tritton"), "association=tritton: expected auto, dense, segment, triton"),
 ])
 def test_bad_arguments_are_named(arguments, expected):
     with pytest.raises(ValueError, match=expected):
@@ -264,3 +360,10 @@ def test_patterns_of_a_sentence():
     local, same = attention.patterns(torch.tensor([[7, 8, 7, 9]]))[0]
     assert local.tolist() == [[4, 2, 1, 0], [2, 4, 2, 1], [1, 2, 4, 2], [0, 1, 2, 4]]
     assert same.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_example_in_the_readme_runs():
+    example = (Path(attention.__file__).parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(example, names)
+    assert names["y"].shape == names["x"].shape

@@ -672,7 +672,7 @@ def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_
     ("--drop_clause=True", "drop_clause=True: expected a number"),
     ("--task=c1", "task=c1: expected sign, c<k>"),
     ("--attention=foo", "attention=foo: expected vanilla, lego or hybrid"),
-    ("--association=foo", "association=foo: expected auto, dense or segment"),
+    ("--association=foo", "association=foo: expected auto, dense, segment, triton"),
     ("--positions=foo", "positions=foo: expected learned or none"),
     ("--kernel_size=4", "kernel_size=4: expected an odd number"),
     ("--n_layer=0", "n_layer=0: expected at least 1"),
