@@ -12,7 +12,8 @@ def main(arguments):
     for module in pkgutil.iter_modules(figures.__path__):
         if not module.name.startswith("_"):
             draw = importlib.import_module(f"figures.{module.name}").draw
-            scales = sorted(path.stem for path in figures.FOLDER.glob(f"{module.name}_*.json"))
+            scales = sorted(path.stem for path in figures.FOLDER.glob(f"{module.name}_*.json")
+                            if "." not in path.stem)  # as in name.search.json, numbers that another picture needs
             for name in [module.name, *scales]:
                 figures.redraw(name, draw)
 

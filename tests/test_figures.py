@@ -1,8 +1,11 @@
 """figures/: runs are kept as they arrive, and every committed picture can be drawn again from its numbers."""
 import importlib
 import pkgutil
+import random
+import sys
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -10,8 +13,8 @@ from matplotlib.figure import Figure
 import figures
 import lego
 import train
-from attention import identical_tokens
-from figures import flow, heads, pretraining, shortcut
+from attention import associate, identical_tokens, make_plan
+from figures import flow, heads, kernels, lego_attention, pretraining, shortcut, speed
 
 NAMES = [module.name for module in pkgutil.iter_modules(figures.__path__) if not module.name.startswith("_")]
 
@@ -227,3 +230,83 @@ def test_probe_reads_what_is_there_and_nothing_else(monkeypatch):
             accuracy = read["true"][layer][variable]
             assert accuracy == 1 if variable <= layer else abs(accuracy - 1 / 6) < 0.07
             assert abs(read["shuffled"][layer][variable] - 1 / 6) < 0.07
+
+
+def test_every_implementation_of_association_in_the_figure_is_association():
+    """On positions with a twin: also those that are made of softmax. (FlexAttention would have to be compiled.)"""
+    tokens, v = kernels.words(2, 40, torch.device("cpu")), torch.randn(2, 40, 3)
+    expected = associate(v, make_plan(tokens))
+    has_twin = identical_tokens(tokens).any(-1)
+    assert 0 < has_twin.sum() < has_twin.numel()
+    for name in ("dense", "segment", "SDPA, boolean mask"):
+        make, run = kernels.implementation(name, tokens, 3, torch.float32)
+        torch.testing.assert_close(run(make(), v)[has_twin], expected[has_twin])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_of_memory_is_seen():
+    peak = kernels.peak_mb(lambda: torch.ones(2**24), torch.device("cpu"))
+    assert 60 < peak < 90, peak  # 64 MB, and a little
+
+
+@pytest.mark.parametrize("sample, rng", [(speed.sample_by_loop, random.Random(0)),
+                                         (speed.sample_through_text, numpy.random.default_rng(0))])
+def test_sentences_of_python_loops_are_those_of_the_task(sample, rng):
+    task = lego.make_task("d3")
+    batch = sample(task, 20, 7, rng)
+    assert [x.shape for x in batch] == [(20, 35), (20, 7), (20, 7)]
+    for tokens, positions, values in zip(*batch):
+        truth = lego.solve(lego.decode(tokens, task), task)
+        assert [task.vocab[t] for t in tokens[positions]] == list(truth)
+        assert [task.values[v] for v in values] == list(truth.values())
+
+
+def test_models_to_compare_have_one_shape():
+    """As many parameters but for a norm or a second kind of embedding, and logits of the same shape."""
+    shape = dict(n_layer=2, n_embd=32, n_head=4, T=10, B=3, vocab_size=50)
+    models = speed.models(shape)
+    assert "torch.nn.TransformerEncoder" in models
+    n_parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    vanilla = n_parameters.pop("ours, vanilla")
+    for name, model in models.items():
+        assert model(torch.randint(50, (3, 10))).shape == (3, 10, 50), name
+        if not name.startswith("ours"):
+            assert vanilla <= n_parameters[name] <= vanilla + 2 * 32, name
+    step = speed.step_of(models["ours, LEGO chained"], shape, torch.device("cpu"), torch.float32)
+    assert step() > step()
+
+
+def test_lego_attention_takes_the_rate_that_was_best():
+    """The lowest loss in the end for words; for LEGO the fewest FLOPs to 99%, and a rate that gets there at all."""
+    scale, RATES = "laptop", lego_attention.RATES
+    losses = lambda *ends: [dict(test_loss=[9.0, end]) for end in ends]
+    reach = lambda *means: dict(config=dict(n_supervised=2), flops=[0, 10, 20, 30],
+                                accuracy=[[mean, mean, 0.1] for mean in means])
+    searched = {f"words, {variant}": losses(9, 9, 5, 4, 3, 5)[-len(rates):] for variant, rates in RATES.items()}
+    on_lego = [reach(0.5, 0.6, 0.7, 0.8), reach(0.5, 0.6, 0.99, 1), reach(0.5, 0.6, 0.7, 1)]
+    searched |= {f"LEGO, {variant}": on_lego[:len(rates)] for variant, rates in lego_attention.TASK_RATES.items()}
+    assert set(searched) == set(lego_attention.searches(scale))
+    best = lego_attention.best_rates(searched)
+    assert best["words, vanilla"] == RATES["vanilla"][-2] and best["words, association alone"] == 30
+    assert best["words, LEGO chained, wider"] == best["words, LEGO chained"] == 30
+    assert best["LEGO, hybrid"] == best["LEGO, vanilla"] == 3
+    runs = lego_attention.groups(scale, best)
+    wider, vanilla = (train.make_model(runs[f"words, {variant}"][0]) for variant in ("LEGO chained, wider", "vanilla"))
+    assert wider.flops(128, n_read=19) == pytest.approx(vanilla.flops(128, n_read=19), rel=0.03)
+    assert runs["words, LEGO chained, wider"][0].lr == pytest.approx(best["words, LEGO chained"] * 1e-3)
+    for configs in runs.values():
+        for config in configs:
+            train.check(config)
+    for gpu in ("gpu", "gpu_base"):
+        for configs in lego_attention.searches(gpu, "wiki.txt").values():
+            assert all(config.corpus == "wiki.txt" and config.n_embd in (512, 768) for config in configs)
+
+
+@pytest.mark.parametrize("module, arguments, expected", [
+    ("kernels", ["--fast"], "'--fast': expected no argument"),
+    ("speed", ["cpu"], "'cpu': expected no argument"),
+    ("lego_attention", ["--scale=huge"], "'--scale=huge': expected --scale= and one of laptop, gpu, gpu_base, or "),
+])
+def test_bad_argument_of_a_measuring_figure_is_named(module, arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        importlib.import_module(f"figures.{module}").main(arguments)

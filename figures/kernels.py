@@ -1,0 +1,265 @@
+"""
+The time and the memory that association takes, in six implementations.
+
+    python -m figures.kernels       on the GPU if there is one, else on the CPU; 3 minutes
+
+dense          a mask and a matrix product                           attention.py
+segment        the tokens sorted, sums of each group                 attention.py
+triton         the same, fused                                       attention.py, on a GPU
+SDPA           F.scaled_dot_product_attention with a boolean mask, equal scores
+FlexAttention  compiled, with the mask as a function; `sorted`: with the tokens sorted first, so that blocks are empty
+
+What is known before the values come, a mask or a plan, is made once per batch and timed apart. Tokens are as frequent
+as words in a text, by Zipf's law. The floor is a copy of the values: one read and one write.
+
+Measured on 2 cores of an x86-64 server, 16,384 tokens of 64 channels, float32, in one run (no GPU has run this):
+
+    T        forward and backward, ms             plan, ms              peak of plan and forward pass, MB
+             dense    SDPA     segment            dense    segment      dense    SDPA    segment
+      64       1.2       9.7     2.1                1.4      0.7          10       10      9
+     128       2.1        12     2.3                2.7      0.8          20       16      9
+     256       3.9        22     2.5                5.6      1.3          40       24      9
+    4096        68       354     2.3                388      1.0         592      389      9
+   16384       342      2024     2.4               2617      1.1        2304     1285      9
+
+At T = 4,096 segment is 29 times faster than dense and 152 times faster than SDPA; its memory is that of the values at
+any T. `auto` takes dense up to 64 tokens, where it is 1.8 times faster; at 128 the two are equal, and segment's plan is
+the cheaper. FlexAttention has no backward pass on a CPU; forward it takes 218 ms at T = 4,096, with sorted tokens 19,
+where segment takes 0.9, 6 times the floor: sums, gather and scaling each move the values once more.
+
+Manipulation, both passes, T = 128: Conv2d on a view 4.0 ms, Conv1d 8.3, shifted multiply-adds 17, and 4.3 compiled. So
+Conv2d it is, but for compiled code on a GPU, where the shifts need no copy to channels first (not measured there).
+"""
+import ctypes
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from tqdm import tqdm
+
+import figures
+import lego
+import train
+from attention import Manipulation, associate, identical_tokens, make_plan, shift_and_add, triton
+
+NAME = "kernels"
+LENGTHS = [2**k for k in range(6, 15)]  # T, 64 to 16,384
+SIZES = {"cpu": (2**14, 64, torch.float32), "cuda": (2**18, 256, torch.bfloat16)}  # tokens in all, C, dtype
+COLORS = {"dense": "#000000", "SDPA, boolean mask": "#CC79A7", "FlexAttention": "#E69F00",
+          "FlexAttention, sorted": "#009E73", "segment": "#0072B2", "triton": "#D55E00"}
+PANELS = {"forward": "forward pass (ms)", "both": "forward and backward pass (ms)",
+          "plan": "mask or plan, once per batch (ms)", "peak": "peak memory of plan and forward pass (MB)"}
+
+
+def words(B, T, device):
+    """Token ids (B, T) as frequent as the words of a text, by Zipf's law: groups from one token to a tenth of all."""
+    share = 1 / torch.arange(1, 8193, dtype=torch.float64, device=device)
+    generator = torch.Generator(device).manual_seed(T)
+    return torch.multinomial(share, B * T, replacement=True, generator=generator).view(B, T)
+
+
+def implementation(name, tokens, C, dtype):
+    """
+    The two steps of an implementation: `plan()`, made once per batch, and `run(plan, v)`, v (B, T, C) -> (B, T, C).
+    Where all it has is softmax, equal scores at the identical tokens make the mean; where there are none it may give
+    what it likes. `sorted` brings the tokens in order first, so that most blocks of the mask are empty.
+    """
+    B, T = tokens.shape
+    zeros = torch.zeros(B, 1, T, C, dtype=dtype, device=tokens.device)  # the query and the key
+    if name == "SDPA, boolean mask":
+        plan = lambda: identical_tokens(tokens)[:, None]  # (B, 1, T, T)
+        run = lambda mask, v: F.scaled_dot_product_attention(zeros, zeros, v[:, None], attn_mask=mask)[:, 0]
+    elif name.startswith("FlexAttention"):
+        make_mask, compiled = torch.compile(create_block_mask), torch.compile(flex_attention)
+
+        def plan():
+            ids, order = tokens.sort(dim=1) if "sorted" in name else (tokens, None)
+            is_twin = lambda b, h, i, j: (ids[b, i] == ids[b, j]) & (i != j)
+            return make_mask(is_twin, B, None, T, T, device=tokens.device), order
+
+        def run(plan, v):
+            mask, order = plan
+            if order is None:
+                return compiled(zeros, zeros, v[:, None], block_mask=mask)[:, 0]
+            order = order[..., None].expand_as(v)  # (B, T, C)
+            y = compiled(zeros, zeros, v.gather(1, order)[:, None], block_mask=mask)[:, 0]
+            return torch.zeros_like(y).scatter(1, order, y)
+    else:
+        plan = lambda: make_plan(tokens, implementation=name)
+        run = lambda plan, v: associate(v, plan)
+    return plan, run
+
+
+def median_ms(run, device, seconds=1.5, at_most=50):
+    """
+    The median of up to `at_most` runs, at least 3, behind one that warms up. On a GPU its own clock, with the cache
+    emptied in between, as triton.testing.do_bench has it.
+    """
+    run()
+    if device.type == "cuda" and triton is not None:
+        return triton.testing.do_bench(run, return_mode="median")
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < min(3, at_most) or (len(times) < at_most and time.perf_counter() < end):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def peak_mb(run, device):
+    """What `run` needs of memory, at its peak and beyond what was there before, in MB; on a CPU under Linux alone."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if sys.platform != "linux":
+        return None
+    status = lambda key: int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) / 1024  # kB -> MB
+    keep_memory(2**16)  # what is freed goes back at once, so that it can be measured
+    try:
+        before = status("VmRSS:")
+        Path("/proc/self/clear_refs").write_text("5")  # the high water mark begins anew
+        run()
+        return status("VmHWM:") - before
+    finally:
+        keep_memory()
+
+
+def keep_memory(size=2**25):
+    """
+    Has the C library of Linux keep freed pieces of memory up to so many bytes for the next one that asks. It does so by
+    itself, up to 2^25, in a process that has run for a while.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, size)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 2 * size)  # M_TRIM_THRESHOLD
+    libc.malloc_trim(0)
+
+
+def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None):
+    """
+    The numbers of the figure, one row for each implementation and T; what it does not have there is None. `save` is
+    called with what there is after each T.
+    """
+    n_tokens, C, dtype = sizes or SIZES["cuda" if device.type == "cuda" else "cpu"]
+    if sys.platform == "linux":
+        keep_memory()
+    start = time.perf_counter()
+    v = torch.randn(n_tokens, C, dtype=dtype, device=device)
+    y = torch.empty_like(v)
+    copy_ms = median_ms(lambda: y.copy_(v), device, at_most=1000)
+    numbers = dict(hardware=train.hardware(device), torch=torch.__version__, triton=triton and triton.__version__,
+                   n_tokens=n_tokens, n_channels=C, dtype=str(dtype).removeprefix("torch."), copy_ms=copy_ms, rows=[])
+    names = [name for name in COLORS if name != "triton" or (triton is not None and device.type == "cuda")]
+    for T in tqdm(lengths, desc="lengths", unit="T", dynamic_ncols=True, disable=None):
+        tokens, v = words(n_tokens // T, T, device), torch.randn(n_tokens // T, T, C, dtype=dtype, device=device)
+        expected = associate(v, make_plan(tokens, implementation="segment"))
+        for name in names:
+            row = dict(implementation=name, T=T, forward=None, both=None, plan=None, peak=None, peak_both=None)
+            numbers["rows"].append(row)
+            torch._dynamo.reset()  # FlexAttention anew for each shape, not slower for any
+            make, run = implementation(name, tokens, C, dtype)
+            try:
+                plan = make()
+                row["plan"] = median_ms(make, device)
+                with torch.no_grad():
+                    has_twin = expected.abs().sum(-1) > 0
+                    torch.testing.assert_close(run(plan, v)[has_twin], expected[has_twin], atol=2e-2, rtol=2e-2)
+                    row["forward"] = median_ms(lambda: run(plan, v), device)
+                    row["peak"] = peak_mb(lambda: run(make(), v), device)
+                x = v.clone().requires_grad_()
+                row["both"] = median_ms(lambda: torch.autograd.grad(run(plan, x), x, v), device)
+                row["peak_both"] = peak_mb(lambda: torch.autograd.grad(run(make(), x), x, v), device)
+            except (NotImplementedError, torch.cuda.OutOfMemoryError) as error:
+                row["lacks"] = str(error).split("\n")[0]
+        save(numbers)
+    numbers["manipulation"] = [measure_manipulation(device, n_tokens, C, dtype, T) for T in (128, 4096) if T in lengths]
+    numbers["seconds"] = time.perf_counter() - start
+    save(numbers)
+    return numbers
+
+
+def measure_manipulation(device, n_tokens, C, dtype, T, kernel_size=7, rounds=15):
+    """The median time of the convolution, both passes, in four implementations that take turns, in ms."""
+    x = torch.randn(n_tokens // T, T, C, dtype=dtype, device=device, requires_grad=True)
+    ours = Manipulation(C, kernel_size).to(device, dtype)
+    conv1d = torch.nn.Conv1d(C, C, kernel_size, padding=kernel_size // 2, groups=C, device=device, dtype=dtype)
+    compiled = torch.compile(shift_and_add, dynamic=False)
+    ways = {"Conv2d on a view": lambda: ours(x), "Conv1d": lambda: conv1d(x.transpose(1, 2)).transpose(1, 2),
+            "shift and add": lambda: shift_and_add(x, ours.conv.weight, ours.conv.bias),
+            "shift and add, compiled": lambda: compiled(x, ours.conv.weight, ours.conv.bias)}
+    times = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            inputs = [x, *(conv1d if name == "Conv1d" else ours).parameters()]
+            times[name].append(median_ms(lambda: torch.autograd.grad(run(), inputs, x.detach()), device, at_most=1))
+    return dict(T=T, **{name: statistics.median(ms) for name, ms in times.items()})
+
+
+def find(numbers, name, T, what):
+    """One number of the figure, None if it is not there."""
+    return next((row[what] for row in numbers["rows"] if (row["implementation"], row["T"]) == (name, T)), None)
+
+
+def draw(numbers):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for axes, (what, label) in zip(panels.flatten(), PANELS.items()):
+        for name, color in COLORS.items():
+            points = [(row["T"], row[what]) for row in numbers["rows"] if row["implementation"] == name and row[what]]
+            if not points and any(row["implementation"] == name for row in numbers["rows"]):
+                axes.plot([], color=color, marker="o", markersize=4, label=f"{name}: there is none")
+            elif points:
+                axes.plot(*zip(*points), color=color, marker="o", markersize=4, label=name)
+        if what in ("forward", "both"):
+            axes.axhline(numbers["copy_ms"] * (2 if what == "both" else 1), color="gray", linestyle=":",
+                         label="floor: a copy of (B, T, C)" + (", twice" if what == "both" else ""))
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set(xlabel="T, tokens of a sentence", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    T = 4096
+    best = "triton" if find(numbers, "triton", T, "both") else "segment"
+    rows = [row for row in numbers["rows"] if row["implementation"] == best]
+    spread = max(row["both"] for row in rows) / min(row["both"] for row in rows)
+
+    def ratio(name, what):
+        other = find(numbers, name, T, what)
+        times = other and other / find(numbers, best, T, what)
+        return "?" if not other else f"{times:.0f}" if times >= 10 else f"{times:.1f}"
+
+    figure.suptitle(
+        f"Association without a T x T matrix: from T = {rows[0]['T']:,} to {rows[-1]['T']:,} the time of {best} varies "
+        f"by a factor of {spread:.1f}\n"
+        f"at T = {T:,}, both passes, it is {ratio('dense', 'both')} times faster than dense, "
+        f"{ratio('SDPA, boolean mask', 'both')} than masked softmax attention; forward "
+        f"{ratio('FlexAttention', 'forward')} than FlexAttention,\n{ratio('FlexAttention, sorted', 'forward')} if that "
+        f"has the tokens sorted; dense takes {ratio('dense', 'peak')} times the memory. {numbers['n_tokens']:,} tokens "
+        f"in sentences of T, {numbers['n_channels']} channels,\n"
+        f"{numbers['dtype']}, tokens as frequent as words in a text; medians of 3 to 50 runs; {numbers['hardware']}",
+        fontweight="bold", fontsize=11)
+    return figure
+
+
+def main(arguments):
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    device = train.pick_device("auto")
+    name = NAME if device.type == "cpu" else f"{NAME}_gpu"
+    measure(device, save=lambda numbers: figures.save(name, numbers))
+    figures.redraw(name, draw)
+
+
+if __name__ == "__main__":
+    lego.command_line(main)
