@@ -1,5 +1,5 @@
 """
-The time and the memory that association takes, in six implementations.
+The time and the memory that association takes, in five implementations, on a GPU six.
 
     python -m figures.kernels       on the GPU if there is one, else on the CPU; 3 minutes
 
@@ -22,10 +22,11 @@ Measured on 2 cores of an x86-64 server, 16,384 tokens of 64 channels, float32, 
     4096        68       354     2.3                388      1.0         592      389      9
    16384       342      2024     2.4               2617      1.1        2304     1285      9
 
-At T = 4,096 segment is 29 times faster than dense and 152 times faster than SDPA; its memory is that of the values at
-any T. `auto` takes dense up to 64 tokens, where it is 1.8 times faster; at 128 the two are equal, and segment's plan is
-the cheaper. FlexAttention has no backward pass on a CPU; forward it takes 218 ms at T = 4,096, with sorted tokens 19,
-where segment takes 0.9, 6 times the floor: sums, gather and scaling each move the values once more.
+At T = 4,096 segment is 29 times faster than dense and 152 times faster than SDPA; at any T it takes about twice the
+memory of the values, 4 MB, and with the backward pass 13 to 17 MB. `auto` takes dense up to 64 tokens, where it is 1.8
+times faster; at 128 dense is 1.1 times faster still, and its plan 3.5 times slower. FlexAttention has no backward pass
+on a CPU; forward it takes 218 ms at T = 4,096, with sorted tokens 19, where segment takes 0.9, 6 times the floor: sums,
+gather and scaling each move the values once more.
 
 Manipulation, both passes, T = 128: Conv2d on a view 4.0 ms, Conv1d 8.3, shifted multiply-adds 17, and 4.3 compiled. So
 Conv2d it is, but for compiled code on a GPU, where the shifts need no copy to channels first (not measured there).
@@ -240,13 +241,13 @@ def draw(numbers):
         return "?" if not other else f"{times:.0f}" if times >= 10 else f"{times:.1f}"
 
     figure.suptitle(
-        f"Association without a T x T matrix: from T = {rows[0]['T']:,} to {rows[-1]['T']:,} the time of {best} varies "
-        f"by a factor of {spread:.1f}\n"
-        f"at T = {T:,}, both passes, it is {ratio('dense', 'both')} times faster than dense, "
+        f"Association without a T x T matrix: from T = {rows[0]['T']:,} to {rows[-1]['T']:,} the time of {best}, both "
+        f"passes, varies by a factor of {spread:.1f}\n"
+        f"at T = {T:,} it is {ratio('dense', 'both')} times faster than dense, "
         f"{ratio('SDPA, boolean mask', 'both')} than masked softmax attention; forward "
         f"{ratio('FlexAttention', 'forward')} than FlexAttention,\n{ratio('FlexAttention, sorted', 'forward')} if that "
-        f"has the tokens sorted; dense takes {ratio('dense', 'peak')} times the memory. {numbers['n_tokens']:,} tokens "
-        f"in sentences of T, {numbers['n_channels']} channels,\n"
+        f"has the tokens sorted; dense takes {ratio('dense', 'peak')} times the memory, forward. "
+        f"{numbers['n_tokens']:,} tokens in sentences of T, {numbers['n_channels']} channels,\n"
         f"{numbers['dtype']}, tokens as frequent as words in a text; medians of 3 to 50 runs; {numbers['hardware']}",
         fontweight="bold", fontsize=11)
     return figure
