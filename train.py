@@ -962,8 +962,10 @@ def main(arguments):
     history = train(config, model)
     if N_RANKS > 1:
         dist.destroy_process_group()
-    if RANK > 0:
-        return
+    if RANK > 0:  # nothing is left to do; torch at times aborts a process that is taken down so soon behind its group
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     if config.out_dir:
         plot = "loss.png" if loss_only else "accuracy.png"
         (plot_loss if loss_only else plot_accuracy)(history, Path(config.out_dir) / plot)
