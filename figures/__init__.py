@@ -153,6 +153,19 @@ def make(name, draw, arguments, parallel=False, **scales):
     redraw(name, draw)
 
 
+def measure(name, measure, draw, arguments):
+    """
+    The command line of a figure that times this machine: measures all of it anew, by measure(device, save=...), and
+    draws it. The files of a GPU are called `<name>_gpu`. Raises ValueError for an argument.
+    """
+    if arguments:
+        raise ValueError(f"'{arguments[0]}': expected no argument")
+    device = train.pick_device("auto")
+    name = name if device.type == "cpu" else f"{name}_gpu"
+    measure(device, save=lambda numbers: save(name, numbers))
+    redraw(name, draw)
+
+
 def redraw(name, draw):
     """Draws figures/<name>.png from its saved numbers."""
     figure = draw(load(name))

@@ -351,12 +351,7 @@ def draw(numbers):
 
 
 def main(arguments):
-    if arguments:
-        raise ValueError(f"'{arguments[0]}': expected no argument")
-    device = train.pick_device("auto")
-    name = NAME if device.type == "cpu" else f"{NAME}_gpu"
-    measure(device, save=lambda numbers: figures.save(name, numbers))
-    figures.redraw(name, draw)
+    figures.measure(NAME, measure, draw, arguments)
 
 
 if __name__ == "__main__":
