@@ -16,7 +16,7 @@ variable or the root element of X. The clauses form one chain and are shuffled; 
 `sample` gives everything in chain order: positions [10, 0, 5], values [0, 1, 1], indices into task.values = +1, -1.
 
     python lego.py "b=-a; c=+b; a=+1"              solve a sentence
-    python lego.py --task=d3                       print a few random sentences of a task, solved
+    python lego.py --task=d3 --n_clauses=100       print a few random sentences of a task, solved
 
 Sources: the task and its tokens are the paper's (arXiv 2206.04301) and its official code's; tasks beyond `sign` and
 `d3`, distractor chains and dropped clauses are ours.
@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 IGNORE = -100  # the label of a variable that has none; also the default `ignore_index` of F.cross_entropy
 TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
+MAX_NAMES = 1024  # variables of a task
 
 # ----------------------------------------------------------------------------------------------------------------------
 # tasks: a group, the set that it acts on, and the symbols to write both in
@@ -84,8 +85,8 @@ def make_task(name: str, n_names: int = 26) -> Task:
     Every operation of G moves the root to a different value, so the values of a uniform sentence are uniform too.
     Raises ValueError for another name or a size out of range.
     """
-    if not 1 <= n_names <= 1024:
-        raise ValueError(f"n_names={n_names}: expected 1 to 1024")
+    if not 1 <= n_names <= MAX_NAMES:
+        raise ValueError(f"n_names={n_names}: expected 1 to {MAX_NAMES}")
     names = tuple(string.ascii_lowercase[:n_names]) + tuple(f"v{i}" for i in range(26, n_names))
     if name == "sign":
         return Task(name, ("+", "-"), ("+1", "-1"), torch.tensor([[0, 1], [1, 0]]), 0, "1", names)
@@ -445,11 +446,13 @@ def main(arguments):
     for argument in arguments:
         if argument.startswith("--task="):
             task = argument.removeprefix("--task=")
+        elif re.fullmatch(r"--n_clauses=\d{1,9}", argument) and text is None:
+            n_clauses = int(argument.removeprefix("--n_clauses="))
         elif argument.startswith("-") or text is not None:
-            raise ValueError(f"'{argument}': expected one sentence and --task=NAME")
+            raise ValueError(f"'{argument}': expected one sentence, --task=NAME and --n_clauses=NUMBER")
         else:
             text = argument
-    task = make_task(task)
+    task = make_task(task, MAX_NAMES if text else min(max(26, n_clauses), MAX_NAMES))
     sentences = [text] if text is not None else [decode(ids, task) for ids in sample(task, 3, n_clauses).tokens]
     for text in sentences:
         values = solve(text, task)

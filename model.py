@@ -4,11 +4,14 @@ A compact Transformer encoder that says something about every token: embedding, 
     tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times -> head -> logits (B, T, n_out)
 
 BERT is the untied model with post-norm blocks and vanilla attention, ALBERT the tied one. The default of train.py is a
-tied block with LEGO attention whose state is normalised after every loop: then every loop is the same map, follows one
-link of the chain, and the model can loop on for chains longer than it has seen.
+tied block with LEGO attention that is conditioned on its own predictions: a loop begins from the tokens and from what
+the loop before has said about each of them, and from nothing else. What is not quite right in a state ends with the
+loop, and the model can follow a long chain, link by link. The block must be able to follow a link by itself, as chained
+LEGO attention is.
 
 Sources: the block is torch.nn.TransformerEncoderLayer's (GELU, no dropout); sharing it among all layers is ALBERT's;
-the normalised state is ours. Files of pretrained BERTs are in the layout of the Hugging Face libraries.
+conditioning a model on what it has just predicted is from diffusion models (self-conditioning, arXiv 2208.04202), to
+put that in the place of the state is ours. Files of pretrained BERTs are in the layout of the Hugging Face libraries.
 """
 import json
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from attention import make_attention, make_plan
 class ModelConfig:
     """The shape of a Transformer. No defaults: the dials and their values are those of train.Config."""
 
-    vocab_size: int  # token ids
+    vocab_size: int  # rows of the embedding of token ids; those beyond the last row share it
     n_out: int  # classes of the head
     n_layer: int  # blocks; for a tied model the loops of its one block, unless forward is given another number
     n_embd: int  # C
@@ -33,7 +36,8 @@ class ModelConfig:
     tied: bool  # one block for all layers
     norm_first: bool  # pre-norm, and a norm before the head; False: post-norm, and a norm behind the embedding
     norm_eps: float  # added to the variance in every norm with a gain; BERT: 1e-12
-    norm_state: bool  # layer norm without gain on the state, before the first block and after every one
+    norm_state: bool  # layer norm without gain on what a block begins from, and on its output
+    self_condition: bool  # tied: a loop begins from the tokens and the predictions of the one before, not its state
     dropout: float  # in training, where BERT has it: on the embedding, the attention maps, and both parts of a block
     init_std: float  # of all weights at the start; biases are 0
     positions: str  # learned or none
@@ -103,6 +107,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
         self.norm_final = nn.LayerNorm(C, config.norm_eps) if config.norm_first else nn.Identity()
         self.head = nn.Linear(C, config.n_out)
+        self.value_embedding = nn.Embedding(config.n_out, C) if config.tied and config.self_condition else None
         self.apply(self._init_weights)
 
     def _init_weights(self, module):
@@ -131,26 +136,29 @@ class Transformer(nn.Module):
         Begins from the weights of another model.
 
         weights   {name: tensor}, in the names of this class's state_dict
-        vocab     the symbol of every row of their token embedding
+        vocab     the symbol of each of their token ids
         symbols   those of this model: each takes the row that it has there, and stays random if it has none
 
         Of the positions as many are taken as this model has. The head is taken if it has the same shape and is for the
-        same symbols, of which either model may have more, and else stays random. Raises ValueError, with a name and
-        both shapes, for a weight that does not fit.
+        same symbols, of which either model may have more, and else stays random, and the embedding of its predictions
+        with it. Raises ValueError, with a name and both shapes, for a weight that does not fit.
         """
         weights = dict(weights)
         row_of = {symbol: i for i, symbol in enumerate(vocab)}
-        known = torch.tensor([symbol in row_of for symbol in symbols])
+        known = torch.tensor([symbol in row_of for symbol in symbols[: self.config.vocab_size]])
         same_task = all(there == here for there, here in zip(vocab, symbols))
         state = self.state_dict()
         for name, here in state.items():
             there = weights.get(name)
             if name == "token_embedding.weight" and there is not None and there.size(1) == here.size(1):
                 there = here.clone()
-                there[known] = weights[name][[row_of[symbol] for symbol in symbols if symbol in row_of]].to(here)
+                rows = torch.tensor([row_of[symbol] for symbol, is_known in zip(symbols, known) if is_known],
+                                    dtype=torch.long)
+                there[known] = weights[name][rows.clamp(max=len(weights[name]) - 1)].to(here)
             elif name == "position_embedding.weight" and there is not None:
                 there = there[: len(here)]
-            elif name.startswith("head.") and (there is None or there.shape != here.shape or not same_task):
+            elif name.startswith(("head.", "value_embedding.")) and not (
+                    same_task and there is not None and there.shape == here.shape):
                 there = here
             if there is None or there.shape != here.shape:
                 shape = "nothing" if there is None else f"{list(there.shape)}"
@@ -168,15 +176,19 @@ class Transformer(nn.Module):
             n_loops = config.n_layer
         if n_loops < 1 or (n_loops != config.n_layer and not config.tied):
             raise ValueError(f"n_loops={n_loops}: expected at least 1, and {config.n_layer} for an untied model")
-        x = self.token_embedding(tokens)  # (B, T, C)
+        x = self.token_embedding(tokens.clamp(max=config.vocab_size - 1))  # (B, T, C)
         if self.position_embedding is not None:
             if T > config.block_size:
                 raise ValueError(f"a sentence of {T} tokens: expected at most block_size={config.block_size}, "
                                  f"the length that the learned positions were made for")
             x = x + self.position_embedding.weight[:T]
-        x = self._norm_state(self.dropout(self.norm_embedding(x)))
+        embedded = self.norm_embedding(x)
+        x = self._norm_state(self.dropout(embedded))
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask, config.association)
         for i in range(n_loops):
+            if i and self.value_embedding is not None:  # no gradient goes back: each loop learns from what it is given
+                said = self.readout(x).softmax(-1).detach() @ self.value_embedding.weight  # (B, T, C)
+                x = self._norm_state(self.dropout(embedded + said))
             block = self.blocks[0 if config.tied else i]
             x, weights = block(x, tokens, padding_mask, plan, need_weights)
             x = self._norm_state(x)
@@ -205,7 +217,7 @@ class Transformer(nn.Module):
     def flops(self, T, n_loops=None, n_read=None) -> int:
         """
         Multiplications and additions of one forward pass over one sentence of T tokens, with the head at n_read
-        positions, all of them if None; a training step takes about three times as many per sentence. Counted as
+        positions, all of them if None; train.flops_of_sentence has those of a training step. Counted as
         torch.utils.flop_counter does, matrix products and convolutions, and the sums of `segment` besides; norms, GELU
         and softmax are left out.
         """
@@ -213,6 +225,8 @@ class Transformer(nn.Module):
         mlp = 2 * T * C * 4 * C * 2
         layers = n_loops or self.config.n_layer
         n_read = T if n_read is None else n_read
+        if self.value_embedding is not None:  # a second time where a block begins, and back into C channels
+            n_read += 2 * (layers - 1) * T
         return layers * (self.blocks[0].attn.flops(T) + mlp) + 2 * n_read * C * self.config.n_out
 
 
@@ -247,7 +261,8 @@ def read_bert(folder):
     except (ValueError, RecursionError):
         raise ValueError(f"{folder}: expected config.json and vocab.txt of a pretrained BERT, one is damaged") from None
     config = config if isinstance(config, dict) else {}
-    dials = dict(tied=False, norm_first=False, norm_state=False, positions="learned", attention="vanilla")
+    dials = dict(tied=False, norm_first=False, norm_state=False, self_condition=False, positions="learned",
+                 attention="vanilla")
     for dial, key, kind, default in [  # their library has defaults for two of them
         ("n_layer", "num_hidden_layers", int, None), ("n_embd", "hidden_size", int, None),
         ("n_head", "num_attention_heads", int, None), ("norm_eps", "layer_norm_eps", float, 1e-12),

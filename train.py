@@ -3,12 +3,12 @@ Trains a Transformer on LEGO and draws the test accuracy of every variable over 
 
     python train.py                                     tied LEGO attention, 12 clauses, the first 6 supervised
     python train.py --task=d3                           another task with the same dials
-    python train.py --attention=vanilla --tied=False    any dial below is --key=value
+    python train.py --n_supervised=2                    any dial below is --key=value
     python train.py --preset=paper                      many dials at once: see PRESETS
     python train.py --preset=words                      pretrain on the hidden words of real text
     python train.py --init_from=FOLDER                  begin from pretrained weights: an out_dir, or a BERT
     python train.py --ask="b=-a; a=+1; c=+b"            ask the last checkpoint
-    python train.py --resume --stop_at=0                continue the last run, to the same numbers as an unbroken one
+    python train.py --resume                            continue a stopped run, to the same numbers as an unbroken one
     torchrun --standalone --nproc_per_node=4 train.py   on 4 GPUs, or in 4 processes: each takes a share of a batch
 
 A run writes checkpoint.pt and history.json into `out_dir` at every evaluation and when it is told to stop, each as a
@@ -51,12 +51,12 @@ class Config:
     # task
     task: str = "sign"  # sign; d3 or d<k> dihedral, c<k> cyclic, s<k> symmetric groups: see lego.make_task; or words
     n_clauses: int = 12  # length of the chain; a sentence has T = 5 n_clauses tokens
-    n_supervised: int = 6  # the first variables in chain order, which carry a label in training; all are measured
+    n_supervised: int = 6  # the first variables in chain order, which may carry a label in training; all are measured
     n_names: int = 26  # variables to draw from, up to 1024: a to z, then v26, v27, ...
     min_clauses: int = 0  # clauses of a training sentence: each batch draws from here to n_clauses; 0: n_clauses
     n_distractor: int = 0  # ... of which up to so many, drawn for each batch, are a second, unlabelled chain; 0: none
     drop_clause: float = 0.0  # share of the training batches whose sentences lack one clause, drawn at random; 0: none
-    every_layer: bool = True  # ask for a variable after every layer that can know it; False: after the last one only
+    every_layer: bool = False  # ask for a variable after every layer that can know it; False: after the last one only
     mimic: bool = False  # train no values, but vanilla heads 0 and 1 of every layer to attend as LEGO attention does
     corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
     n_words: int = 8192  # words: size of the vocabulary
@@ -65,34 +65,36 @@ class Config:
     init_from: str = ""  # begin from the weights in a folder, another run's out_dir or a BERT's, and take its shape
     attention: str = "lego"  # lego, vanilla, or hybrid of both
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
-    n_layer: int = 11  # blocks; for a tied model the loops of its one block in training ...
-    loop_jitter: int = 3  # ... give or take this many, drawn for each step; 0: always n_layer. Tied only
-    eval_loops: int = 20  # loops at test time: one for each link of the chain, some to spare; 0: n_layer. Tied only
+    n_layer: int = 5  # blocks; for a tied model the loops of its one block in training ...
+    loop_jitter: int = 4  # ... give or take this many, drawn for each step; 0: always n_layer. Tied only
+    eval_loops: int = 16  # tied: loops at test time, one for each link and some to spare; 0: n_layer, or the links
     n_embd: int = 64  # width C
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # of the layer norms; BERT: 1e-12
-    norm_state: bool = True  # normalise the state between blocks, so that every loop is the same map
+    self_condition: bool = True  # tied: a loop begins from the tokens and what the one before said, not from its state
+    norm_state: bool = True  # normalise what a block begins from, and its output
+    shared_names: bool = True  # lego, hybrid: all variables have one embedding, and only association tells them apart
     init_std: float = 0.1  # of all weights at the start; BERT: 0.02
     positions: str = "none"  # learned (BERT), or none: then any length of sentence will do
     n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
     vanilla_share: float = 0.5  # hybrid: share of the heads that stay vanilla
     association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
-    kernel_size: int = 7  # lego, hybrid: width of the convolution in positions, odd
+    kernel_size: int = 7  # lego, hybrid: width of the convolution in positions, odd; 7 spans a clause from its variable
     chained: bool = True  # lego, hybrid: convolution behind association; False: beside it
     association: str = "auto"  # lego, hybrid: dense, segment, triton, or auto, the fastest for this length and device
     # optimisation
     batch_size: int = 128  # sentences a step, of all processes together
     n_train: int = 0  # sentences of a training set that is gone through again and again; 0: new ones at every step
-    max_steps: int = 600
-    stop_at: float = 0.999  # end when all variables have this accuracy over 5 evaluations; 0: run to max_steps
+    max_steps: int = 300
+    stop_at: float = 0.0  # end when all variables have this accuracy over 5 evaluations; 0: run to max_steps
     lr: float = 4e-3  # AdamW: embeddings, convolutions, head, norms and biases
     muon_lr: float = 4e-2  # Muon: the matrices of the blocks; 0: AdamW trains these too
     beta2: float = 0.99  # AdamW
     weight_decay: float = 0.01
     grad_clip: float = 1.0  # largest norm of the gradient; 0: off
     warmup_steps: int = 10
-    schedule: str = "constant"  # of the learning rates behind the warm-up: constant, or linear or cosine down to 0
+    schedule: str = "linear"  # of the learning rates behind the warm-up: constant, or linear or cosine down to 0
     ema: float = 0.95  # decay of the running average of the weights, which is evaluated and saved; 0: the last weights
     seed: int = 0
     # evaluation and files
@@ -110,7 +112,7 @@ class Config:
 def check(config):
     """Raises ValueError, one line saying what was given and what is expected, for a dial out of its range."""
     c = config
-    shortest = c.min_clauses or c.n_clauses
+    shortest, self_conditioned = c.min_clauses or c.n_clauses, c.tied and c.self_condition
     for dial, ok, expected in [
         ("n_clauses", 1 <= c.n_clauses <= c.n_names, f"1 to n_names={c.n_names}"),
         ("n_supervised", 1 <= c.n_supervised <= c.n_clauses, f"1 to n_clauses={c.n_clauses}"),
@@ -134,6 +136,10 @@ def check(config):
         ("mimic", not c.mimic or (c.attention == "vanilla" and c.n_head > 1),
          "False, or attention=vanilla with n_head at least 2"),
         ("mimic", not (c.mimic and c.task == "words"), "False for task=words"),
+        ("self_condition", not (self_conditioned and (c.mimic or c.task == "words")),
+         "False for words and mimicking, as in --preset=words"),
+        ("n_supervised", not self_conditioned or c.n_supervised <= c.n_layer + c.loop_jitter,
+         f"at most n_layer + loop_jitter = {c.n_layer + c.loop_jitter}, the links that so many loops follow"),
         ("n_words", c.n_words >= 64, "at least 64"),
         ("n_tokens", c.n_tokens >= 1, "at least 1"),
         ("norm_eps", 0 < c.norm_eps < 1, "above 0, below 1"),
@@ -161,25 +167,24 @@ def check(config):
 SHAPE = [field.name for field in fields(ModelConfig) if field.name in Config.__dataclass_fields__
          and field.name not in ("dropout", "init_std")]  # the dials that come with pretrained weights
 
+BERT = dict(attention="vanilla", tied=False, self_condition=False, norm_state=False, shared_names=False,
+            positions="learned", loop_jitter=0, eval_loops=0)
 PRESETS = {  # --preset=name sets these, and dials behind it on the command line go on top
     # A compact BERT, or ALBERT with --tied=True, that learns from random weights in 4 minutes on a CPU; what matters is
     # told in figures/generalisation.py
     "vanilla": dict(
-        attention="vanilla", tied=False, loop_jitter=0, eval_loops=0, norm_state=False, positions="learned",
-        every_layer=False, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, lr=5e-4, muon_lr=4e-3, warmup_steps=100,
-        max_steps=4000, eval_every=50),
+        **BERT, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, lr=5e-4, muon_lr=4e-3,
+        warmup_steps=100, schedule="constant", max_steps=4000, stop_at=0.999, eval_every=50),
     # The same with twice the layers, pretrained on text as BERT was: masked language modelling, 10 minutes of one core
     "words": dict(
-        task="words", attention="vanilla", tied=False, loop_jitter=0, eval_loops=0, norm_state=False,
-        positions="learned", every_layer=False, n_layer=6, n_tokens=60, lr=1e-3, muon_lr=1e-2, warmup_steps=100,
-        max_steps=1500, stop_at=0.0, eval_every=100),
+        **BERT, task="words", n_layer=6, n_tokens=60, lr=1e-3, muon_lr=1e-2, warmup_steps=100,
+        schedule="constant", max_steps=1500, eval_every=100),
     # The official code's demo, which takes BERT's own dropout and no warm-up: BERT-base from random weights, 200 epochs
     # of 120 steps. 0.74 EFLOP: 3 hours on 4 V100, its README says. On a GPU add --dtype=bfloat16 --compile.
     "paper": dict(
-        attention="vanilla", tied=False, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_state=False,
-        norm_eps=1e-12, positions="learned", init_std=0.02, dropout=0.1, every_layer=False, n_train=120_000,
-        batch_size=1000, max_steps=24_000, stop_at=0.0, lr=5e-5, muon_lr=0.0, beta2=0.999, weight_decay=0.0,
-        grad_clip=0.0, warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
+        **BERT, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_eps=1e-12, init_std=0.02, dropout=0.1,
+        n_train=120_000, batch_size=1000, max_steps=24_000, lr=5e-5, muon_lr=0.0, beta2=0.999,
+        weight_decay=0.0, grad_clip=0.0, warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
 }
 
 MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every")  # dials of the run that --resume continues ...
@@ -271,13 +276,19 @@ def make_task(config, device="cpu"):
     return lego.make_task(config.task, config.n_names)
 
 
+def shares_names(config) -> bool:
+    """Whether all variables have one embedding, so that the model can read names that it was not trained on."""
+    return config.shared_names and config.attention != "vanilla" and config.task != "words"
+
+
 def make_model(config) -> Transformer:
     """The Transformer that the dials describe, in evaluation mode: with random weights of its seed, or pretrained."""
     torch.manual_seed(seed_of(config, "weights"))
     task = make_task(config)
     dials = {name: value for name, value in asdict(config).items() if name in SHAPE}
     T = config.n_tokens if config.task == "words" else lego.TOKENS_PER_CLAUSE * config.n_clauses
-    model = Transformer(ModelConfig(len(task.vocab), len(task.values), dropout=config.dropout, init_std=config.init_std,
+    vocab_size = task.first_name + 1 if shares_names(config) else len(task.vocab)  # the names come last
+    model = Transformer(ModelConfig(vocab_size, len(task.values), dropout=config.dropout, init_std=config.init_std,
                                     block_size=T, **dials)).eval()
     if config.init_from and not (config.resume or config.ask):  # these have weights of their own
         _, vocab, weights = read_pretrained(config.init_from)
@@ -291,20 +302,26 @@ def make_model(config) -> Transformer:
 
 
 def loops_at_test(config):
-    """The loops at test time; None, the only number there is, for an untied model."""
-    return (config.eval_loops or config.n_layer) if config.tied else None
+    """The loops at test time, one for each link at least if a loop follows one; None, the only number, if untied."""
+    if not config.tied:
+        return None
+    return max(config.eval_loops or config.n_layer, config.n_clauses if config.self_condition else 0)
 
 
-def states_of(model, batch, n_loops=None):
-    """The states (L, B, n, C) after every layer, at the positions of a batch."""
+def states_of(model, batch, n_loops=None, every_layer=True):
+    """The states (L, B, n, C) at the positions of a batch, after every layer, or after the last one only: L = 1."""
     at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)  # (B, n, C)
-    return torch.stack([x.gather(1, at) for x, _ in model.trace(batch.tokens, n_loops)])
+    states = []
+    for x, _ in model.trace(batch.tokens, n_loops):
+        if not every_layer:
+            states.clear()  # there may be a thousand of them
+        states.append(x.gather(1, at))
+    return torch.stack(states)
 
 
 def logits_of(model, batch, n_loops=None, every_layer=False):
     """The logits (L, B, n, n_out) at the positions of a batch, after every layer, or after the last one only: L = 1."""
-    states = states_of(model, batch, n_loops)
-    return model.readout(states if every_layer else states[-1:])
+    return model.readout(states_of(model, batch, n_loops, every_layer))
 
 
 @torch.no_grad()
@@ -317,8 +334,9 @@ def predict(model, batch, n_loops=None, chunk=128):
 @torch.no_grad()
 def evaluate(model, batch, config, chunk=128):
     """
-    The loss on a batch as in training, but after the last layer only, and the accuracies: of every variable in chain
-    order, supervised or not; of the hidden words together, a list of one; or none, if the model is to mimic.
+    The loss, as in training, but on all supervised variables after the last layer; and the accuracies: of every
+    variable in chain order, supervised or not; of the hidden words together, a list of one; or none, if the model is to
+    mimic.
     """
     parts, n_loops = [lego.Batch(*part) for part in zip(*(x.split(chunk) for x in batch))], loops_at_test(config)
     if config.mimic:
@@ -481,9 +499,10 @@ def loss_of(model, batch, config, n_loops=None):
     """
     Cross-entropy of the supervised variables or of the hidden words, in nats, mean over all labels; or `mimic_loss`.
 
-    With `every_layer` a variable is asked for after every layer that can know it, if a layer follows one link of the
-    chain: the first variable from the second layer on (one of slack), the next from the third on, and so forth; and all
-    of them after the last layer.
+    All variables are asked for after the last layer, and with `every_layer` after each layer that can know them, if a
+    layer follows one link of the chain: the first variable from the second layer on (one of slack), the next from the
+    third on, and so forth. A model that is conditioned on its own predictions has no slack, and is not asked for what
+    it can't know yet, not after the last loop either: it would learn to be unsure, and what is unsure travels slowly.
     """
     if config.mimic:
         return mimic_loss(model, batch, n_loops)
@@ -491,9 +510,13 @@ def loss_of(model, batch, config, n_loops=None):
         batch = batch._replace(positions=batch.positions[:, : config.n_supervised],
                                values=batch.values[:, : config.n_supervised])
     logits = logits_of(model, batch, n_loops, config.every_layer).float()  # (L, B, n, n_out)
-    layer, variable = (torch.arange(n, device=logits.device) for n in (len(logits), logits.size(2)))
-    due = layer[:, None] > variable  # (L, n), both counted from 0
-    due[-1] = True
+    layer = torch.arange(n_loops or config.n_layer, device=logits.device)[-len(logits) :, None]  # (L, 1), and
+    variable = torch.arange(logits.size(2), device=logits.device)  # (n,), both counted from 0
+    if model.value_embedding is not None:
+        due = layer >= variable  # (L, n)
+    else:
+        due = layer > variable
+        due[-1] = True
     labels = batch.values.expand(len(logits), -1, -1).masked_fill(~due[:, None], lego.IGNORE)  # (L, B, n)
     loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=lego.IGNORE, reduction="sum")
     return loss / mean_of_ranks((labels != lego.IGNORE).sum().float()).clamp(min=1)  # each may have more or fewer
@@ -514,7 +537,13 @@ def mimic_loss(model, batch, n_loops=None, floor=1e-3):
     return loss
 
 
-def train(config, model=None) -> dict:
+def flops_of_sentence(model, config, T, n_loops, n_asked) -> int:
+    """What a step takes for each sentence: a backward pass takes twice a forward one, if it goes through all loops."""
+    only_last = model.value_embedding is not None and not config.every_layer
+    return model.flops(T, n_loops, n_asked) + 2 * model.flops(T, 1 if only_last else n_loops, n_asked)
+
+
+def train(config, model=None, look=None) -> dict:
     """
     Trains a model and returns the history of its run, the dict that history.json keeps:
 
@@ -523,16 +552,21 @@ def train(config, model=None) -> dict:
                                                  in nats, and what `evaluate` says of fresh sentences
         seconds, flops, tokens                   spent on training so far, evaluation not counted
         tokens_per_second                        over the whole run
+        looks                                    if asked for: what look(model, config) says at each evaluation behind
+                                                 the start
 
     model: begins from these weights instead of random ones, and leaves the trained ones in it.
-    Raises ValueError for a dial out of range and for a loss or a weight that is not finite; earlier files stay. On
-    SIGINT and SIGTERM it saves and raises KeyboardInterrupt, whose arguments are a message and the signal's number.
+    Raises ValueError for a dial out of range, for a look at a run that is resumed, whose looks before are not kept, and
+    for a loss or a weight that is not finite; earlier files stay. On SIGINT and SIGTERM it saves and raises
+    KeyboardInterrupt, whose arguments are a message and the signal's number.
     """
+    if look and config.resume:
+        raise ValueError("resume=True: expected False for a run that is looked at")
     with told_to_stop() as came:
-        return _train(config, model, came)
+        return _train(config, model, look, came)
 
 
-def _train(config, model, came):
+def _train(config, model, look, came):
     check(config)
     device = pick_device(config.device)
     if N_RANKS > 1 and not dist.is_initialized():
@@ -560,9 +594,12 @@ def _train(config, model, came):
         for block in model.blocks:
             block.compile()
     loss_of_step = Loss(model, config)
-    if N_RANKS > 1:  # mimicking gives no gradient to what is behind the last attention map
+    if N_RANKS > 1:
         warnings.filterwarnings("ignore", "Grad strides do not match")  # in dimensions of size 1: nothing to mend
-        loss_of_step = DistributedDataParallel(loss_of_step, find_unused_parameters=config.mimic)
+        # a single loop has no gradient for the embedding of predictions, mimicking none behind the last attention map
+        unused = config.mimic or model.value_embedding is not None
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # and at times there is none
+        loss_of_step = DistributedDataParallel(loss_of_step, find_unused_parameters=unused)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
     clock = time.perf_counter()
@@ -587,6 +624,8 @@ def _train(config, model, came):
                 history["tokens"].append(tokens)
                 history["tokens_per_second"] = tokens / seconds if tokens else 0.0
                 losses = []
+                if look and step:
+                    history.setdefault("looks", []).append(look(averaged.module, config))
             if RANK == 0 and evaluates:
                 bar.write(report(history))
             if RANK == 0 and config.out_dir and step:  # at the start the last run's files stay: there is nothing better
@@ -626,7 +665,7 @@ def _train(config, model, came):
         losses.append(loss.detach())
         n_asked = 0 if config.mimic else batch.positions.size(1) if config.task == "words" else config.n_supervised
         n_asked *= (n_loops or config.n_layer) if config.every_layer else 1
-        flops += 3 * config.batch_size * model.flops(batch.tokens.size(1), n_loops, n_asked)  # backward: twice forward
+        flops += config.batch_size * flops_of_sentence(model, config, batch.tokens.size(1), n_loops, n_asked)
         tokens += batch.tokens.numel()
         step += 1
         bar.update()
@@ -713,7 +752,8 @@ def read_checkpoint(out_dir, device="cpu") -> dict:
         if zipfile.ZipFile(path).testzip():  # torch does not compare the checksums
             raise ValueError
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        checkpoint["config"] = asdict(Config(**checkpoint["config"]))  # one of an older version may lack dials
+        before = dict(self_condition=False, shared_names=False)  # one of an older version may lack dials
+        checkpoint["config"] = asdict(Config(**{**before, **checkpoint["config"]}))
         for field in fields(Config):
             if type(checkpoint["config"][field.name]) not in {float: (float, int, bool)}.get(field.type, (field.type,)):
                 raise ValueError
@@ -736,7 +776,8 @@ def read_pretrained(folder):
         checkpoint = read_checkpoint(folder)
     except ValueError as error:
         raise ValueError(f"init_from={folder}: {error}") from None
-    return {dial: checkpoint["config"][dial] for dial in SHAPE}, checkpoint["vocab"], checkpoint["model"]
+    dials = {dial: checkpoint["config"][dial] for dial in (*SHAPE, "shared_names")}
+    return dials, checkpoint["vocab"], checkpoint["model"]
 
 
 def load_weights(config, model, weights):
@@ -911,7 +952,7 @@ def ask(config, text):
     if plots_loss(asdict(config)):
         raise ValueError(f"ask={text}: expected a checkpoint that was trained on values, the one in {config.out_dir} "
                          f"is for {'words' if config.task == 'words' else 'mimicking'}")
-    task = make_task(config)
+    task = lego.make_task(config.task, lego.MAX_NAMES if shares_names(config) else config.n_names)
     truth = lego.solve(text, task)
     tokens = lego.encode(text, task)[None].to(device)  # (1, T)
     model = make_model(config).to(device)
@@ -919,17 +960,17 @@ def ask(config, text):
     order = [task.vocab[t] for t in tokens[0, :: lego.TOKENS_PER_CLAUSE]]
     positions = [lego.TOKENS_PER_CLAUSE * order.index(variable) for variable in truth]
     n_loops = max(loops_at_test(config), len(truth) + 8) if config.tied else None  # a link takes a loop; some to spare
-    states = [x[0, positions] for x, _ in model.trace(tokens, n_loops)]  # per loop (n, C)
-    probabilities = model.readout(torch.stack(states)).softmax(-1)  # (loops, n, n_out)
+    probabilities = torch.stack([model.readout(x[0, positions]).softmax(-1)
+                                 for x, _ in model.trace(tokens, n_loops)])  # (loops, n, n_out)
     answers = probabilities.argmax(-1)  # (loops, n)
-    settled = (answers != answers[-1]).long() * torch.arange(1, len(states) + 1, device=device)[:, None]
+    settled = (answers != answers[-1]).long() * torch.arange(1, len(answers) + 1, device=device)[:, None]
     settled = settled.amax(0) + 1  # the loop behind the last one with another answer
     width = max(map(len, task.values))
     for i, (variable, value) in enumerate(truth.items()):
         answer = task.values[answers[-1, i]]
         print(f"{variable:>5}   model {answer:>{width}}   probability {probabilities[-1, i].max():.4f}   "
               f"truth {value:>{width}}   "
-              + (f"settled at loop {int(settled[i]):2d} of {len(states)}   " if config.tied else "")
+              + (f"settled at loop {int(settled[i]):2d} of {len(answers)}   " if config.tied else "")
               + ("" if answer == value else "wrong"))
 
 

@@ -10,9 +10,8 @@ import json
 import multiprocessing
 import os
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -108,23 +107,10 @@ def train_each(configs, parallel=False, run=None):
         pool.shutdown(cancel_futures=True)
 
 
-def train_and_look(config, look):
-    """
-    Trains a config in stages of eval_every steps, which a resumed run makes the same as the unbroken one, and looks at
-    the model after each: the history, with `looks`, one look(model, config) per evaluation after the start. Raises
-    ValueError for a config that stages would change.
-    """
-    if config.max_steps % config.eval_every or config.schedule != "constant" or config.stop_at:
-        raise ValueError(f"schedule={config.schedule}, stop_at={config.stop_at}, max_steps={config.max_steps}: "
-                         f"expected constant, 0, and a multiple of eval_every={config.eval_every}")
-    looks = []
-    with tempfile.TemporaryDirectory() as folder:
-        for step in range(config.eval_every, config.max_steps + 1, config.eval_every):
-            stage = replace(config, max_steps=step, out_dir=folder, resume=bool(looks))
-            model = train.make_model(stage)
-            history = train.train(stage, model)
-            looks.append(look(model, config))
-    return {**history, "config": asdict(config), "looks": looks}
+def settled(history, n, at=0.999):
+    """The place of the evaluation from which on the first n variables are at `at` or better to the end, or None."""
+    good = [min(accuracies[:n]) >= at for accuracies in history["accuracy"]]
+    return next((i for i in range(len(good)) if all(good[i:])), None)
 
 
 def _one_quiet_thread():

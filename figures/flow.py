@@ -53,7 +53,8 @@ import train
 
 NAME = "flow"
 SEEDS = range(3)
-UNTIED_LEGO = dict(tied=False, loop_jitter=0, eval_loops=0, every_layer=False)
+UNTIED_LEGO = dict(tied=False, self_condition=False, shared_names=False, loop_jitter=0, eval_loops=0,
+                   schedule="constant")
 MODELS = {
     "vanilla, untied": train.PRESETS["vanilla"],
     "vanilla, tied": dict(train.PRESETS["vanilla"], tied=True),
@@ -118,7 +119,7 @@ def read_out(model, config, size=2000, ridge=1e-6):
 
 
 def run(config):
-    return figures.train_and_look(config, read_out)
+    return train.train(config, look=read_out)
 
 
 def readable(history, at=0.9):

@@ -21,7 +21,7 @@ NAMES = [module.name for module in pkgutil.iter_modules(figures.__path__) if not
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_numbers_redraw_the_figure(name, tmp_path):
-    importlib.import_module(f"figures.{name}").draw(figures.load(name)).savefig(tmp_path / "figure.png")
+    importlib.import_module(f"figures.{name}").draw(figures.load(name)).savefig(tmp_path / "figure.png", dpi=50)
 
 
 def test_missing_numbers_are_named_with_the_command_that_makes_them():
@@ -170,22 +170,24 @@ def test_finished_checkpoint_is_not_made_again(monkeypatch, tmp_path):
     assert trained == others
 
 
-def test_looks_do_not_change_the_run(monkeypatch):
-    """Nor is any step made twice."""
+def test_looks_do_not_change_the_run():
     config = train.Config(n_clauses=3, n_supervised=2, n_embd=16, n_layer=2, loop_jitter=1, eval_loops=0, batch_size=8,
                           eval_size=20, max_steps=6, eval_every=2, stop_at=0.0, device="cpu", out_dir="")
-    whole, loss_of, steps = train.train(config), train.loss_of, []
-    monkeypatch.setattr(train, "loss_of", lambda *arguments: (steps.append(1), loss_of(*arguments))[1])
-    history = figures.train_and_look(config, lambda model, config: next(model.parameters()).abs().sum().item())
-    assert len(steps) == 6
+    whole = train.train(config)
+    history = train.train(config, look=lambda model, config: next(model.parameters()).abs().sum().item())
     assert all(history[key] == whole[key] for key in ("config", "step", "loss", "accuracy", "flops"))
     assert len(set(history["looks"])) == 3  # one behind each evaluation but the first, of the model as it is then
 
 
-@pytest.mark.parametrize("dials", [dict(max_steps=5), dict(schedule="linear"), dict(stop_at=0.9)])
-def test_run_that_stages_would_change_is_refused(dials):
-    with pytest.raises(ValueError, match="expected constant, 0, and a multiple of eval_every=2"):
-        figures.train_and_look(train.Config(**{**dict(max_steps=4, eval_every=2, stop_at=0.0), **dials}), None)
+def test_looks_at_a_resumed_run_are_refused():
+    with pytest.raises(ValueError, match="resume=True: expected False for a run that is looked at"):
+        train.train(train.Config(resume=True), look=lambda model, config: None)
+
+
+def test_settled_is_where_a_run_stays():
+    history = dict(accuracy=[[1, 0], [0.5, 0], [1, 0], [0.9995, 1], [1, 0.9], [1, 1]])
+    assert [figures.settled(history, 1), figures.settled(history, 2), figures.settled(history, 2, 0.9)] == [2, 5, 3]
+    assert figures.settled(dict(accuracy=[[1], [0]]), 1) is None
 
 
 def answers_of(rule):

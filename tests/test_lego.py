@@ -264,9 +264,11 @@ def test_command_line_solves_a_sentence_in_chain_order(monkeypatch, capsys):
 
 def test_command_line_without_sentence_prints_solved_ones(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--task=d3").count(" is ") == 3 * 6
+    assert run(monkeypatch, capsys, "--n_clauses=100").count(" is ") == 3 * 100
 
 
-@pytest.mark.parametrize("arguments", [["a=*1"], ["--task=c1"], ["--tusk=d3"], ["a=+1", "b=+1"]])
+@pytest.mark.parametrize("arguments", [["a=*1"], ["--task=c1"], ["--tusk=d3"], ["a=+1", "b=+1"], ["--n_clauses=x"],
+                                       ["--n_clauses=1025"], ["--n_clauses=0"], ["a=+1", "--n_clauses=3"]])
 def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, capsys, *arguments)

@@ -47,6 +47,7 @@ def test_block_is_torchs_encoder_layer(norm_first):
 @pytest.mark.parametrize("dials", [
     {}, dict(norm_first=False, norm_state=False, positions="learned", attention="vanilla")], ids=["default", "albert"])
 def test_tied_is_untied_with_copied_weights(dials):
+    dials = dict(dials, self_condition=False)
     tied, untied = Transformer(model_config(**dials)), Transformer(model_config(tied=False, **dials))
     weights = tied.state_dict()
     untied.load_state_dict({name: weights[name.replace("blocks.1.", "blocks.0.").replace("blocks.2.", "blocks.0.")]
@@ -57,7 +58,7 @@ def test_tied_is_untied_with_copied_weights(dials):
 
 
 def test_loops_at_call_time():
-    """n_loops=None is n_layer, every further loop goes on from the state before, and an untied model refuses."""
+    """n_loops=None is n_layer, every further loop goes on from the one before, and an untied model refuses."""
     model, (tokens, _) = Transformer(model_config()), example()
     states = [x for x, _ in model.trace(tokens, n_loops=5)]
     torch.testing.assert_close(model(tokens), model.readout(states[2]))
@@ -65,6 +66,27 @@ def test_loops_at_call_time():
     for n_loops, tied in [(0, True), (-1, True), (2, False)]:
         with pytest.raises(ValueError, match=f"n_loops={n_loops}: expected"):
             Transformer(model_config(tied=tied))(tokens, n_loops=n_loops)
+
+
+def test_self_conditioned_loop_sees_tokens_and_predictions_and_sends_no_gradient_back():
+    """A loop is the block, applied to the embedding of the tokens and the mean embedding of what was said of them."""
+    model, (tokens, padding_mask) = Transformer(model_config()), example()
+    states = [x for x, _ in model.trace(tokens, 3, padding_mask)]
+    said = model.readout(states[1]).softmax(-1).detach()  # (B, T, n_out)
+    start = model.token_embedding(tokens) + torch.einsum("btv,vc->btc", said, model.value_embedding.weight)
+    alone, _ = model.blocks[0](nn.functional.layer_norm(start, start.shape[-1:]), tokens, padding_mask)
+    alone = nn.functional.layer_norm(alone, alone.shape[-1:])
+    torch.testing.assert_close(states[2], alone)
+    gradient = lambda x: torch.autograd.grad(model.readout(x).square().sum(), list(model.parameters()))
+    for in_trace, of_one_loop in zip(gradient(states[2]), gradient(alone)):
+        torch.testing.assert_close(in_trace, of_one_loop)
+
+
+def test_ids_beyond_the_vocabulary_share_its_last_row():
+    model, tokens = Transformer(model_config(vocab_size=4)), torch.tensor([[0, 3, 1, 5, 2, 3, 9, 5]])
+    other = torch.tensor([[0, 8, 1, 3, 2, 8, 4, 3]])  # the same but for the names
+    torch.testing.assert_close(model(tokens), model(other))
+    assert not torch.allclose(model(tokens), model(torch.tensor([[0, 8, 1, 3, 2, 3, 4, 8]])))  # who is who still counts
 
 
 @pytest.mark.parametrize("attention", ["vanilla", "lego"])
@@ -79,7 +101,7 @@ def test_dropout_is_on_everything_that_is_added_to_the_state(attention):
 
 
 def test_normalised_state_keeps_its_size_over_loops():
-    model, (tokens, _) = Transformer(model_config()), example()
+    model, (tokens, _) = Transformer(model_config(self_condition=False)), example()
     for x, _ in model.trace(tokens, n_loops=20):
         torch.testing.assert_close(x.mean(-1), torch.zeros(2, 11), atol=1e-5, rtol=0)
         torch.testing.assert_close(x.std(-1, correction=0), torch.ones(2, 11), atol=0.05, rtol=0)

@@ -19,7 +19,7 @@ import train
 
 ROOT = Path(train.__file__).parent
 TINY = dict(n_clauses=4, n_supervised=2, n_layer=2, loop_jitter=1, eval_loops=3, n_embd=16, batch_size=32, max_steps=20,
-            eval_every=5, eval_size=50, device="cpu", out_dir="")
+            schedule="constant", stop_at=0.999, eval_every=5, eval_size=50, device="cpu", out_dir="")
 NUMBERS = ("step", "loss", "accuracy", "flops", "tokens")  # of a history: all but the times
 
 
@@ -63,7 +63,7 @@ def same(history, other):
 @pytest.mark.parametrize("dials", [
     {}, dict(task="d3", attention="hybrid"), dict(chained=False, schedule="cosine"),
     dict(attention="vanilla", tied=False, positions="learned", norm_first=False, norm_state=False, muon_lr=0.0),
-    dict(every_layer=False), dict(min_clauses=3, n_distractor=2, drop_clause=0.5),
+    dict(every_layer=True), dict(min_clauses=3, n_distractor=2, drop_clause=0.5),
     dict(dtype="bfloat16", association="segment"),
 ], ids=str)
 def test_twenty_steps_lower_the_loss(dials):
@@ -87,7 +87,8 @@ def test_same_seed_same_history_and_another_seed_another():
 
 
 @pytest.mark.parametrize("dials", [
-    {}, dict(n_train=100, dropout=0.1, attention="vanilla"), dict(mimic=True, attention="vanilla", every_layer=False),
+    {}, dict(n_train=100, dropout=0.1, attention="vanilla"),
+    dict(mimic=True, attention="vanilla", self_condition=False),
     dict(min_clauses=3, n_distractor=2, drop_clause=0.5, muon_lr=0.0, ema=0.0),
 ], ids=str)
 def test_resumed_run_is_the_unbroken_run(run, tmp_path, dials):
@@ -262,8 +263,8 @@ def test_long_run_does_not_grow(tmp_path):
     if not statm.exists():
         pytest.skip("needs /proc to see its own size")
     report = train.report
-    config = tiny(n_layer=1, loop_jitter=0, n_embd=8, batch_size=4, eval_size=4, eval_every=100, max_steps=1000,
-                  stop_at=0.0, out_dir=str(tmp_path))
+    config = tiny(n_supervised=1, n_layer=1, loop_jitter=0, n_embd=8, batch_size=4, eval_size=4, eval_every=100,
+                  max_steps=1000, stop_at=0.0, out_dir=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "report", lambda history: sizes.update(
             {history["step"][-1]: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}) or report(history))
@@ -288,19 +289,25 @@ def test_main_job_on_a_bare_machine(tmp_path):
     assert (home / "my out" / "accuracy.png").exists()
 
 
+@pytest.mark.parametrize("self_condition", [True, False])
 @pytest.mark.parametrize("every_layer", [True, False])
-def test_loss_asks_for_a_variable_after_the_layers_that_can_know_it(every_layer):
-    """Term by term: variable i (from 0) behind layers i + 1 (from 0) and later, all behind the last, no others."""
-    config = tiny(every_layer=every_layer, n_supervised=3)
+def test_loss_asks_for_a_variable_after_the_layers_that_can_know_it(every_layer, self_condition):
+    """
+    Term by term: variable i (from 0) behind layers i + 1 (from 0) and later, all behind the last, no others. If every
+    loop begins from what was said: behind layers i and later, no others.
+    """
+    config = tiny(every_layer=every_layer, self_condition=self_condition, n_clauses=6, n_supervised=5, n_layer=4)
     model = train.make_model(config)
-    batch = lego.sample(lego.make_task("sign"), 8, 4, drop=2)  # the third variable has no label
+    drop = torch.tensor(4 * [2] + 4 * [5])  # from the third variable on, or for the sixth, there are no labels
+    batch = lego.sample(lego.make_task("sign"), 8, 6, drop=drop)
     terms = []
     for layer, (x, _) in enumerate(model.trace(batch.tokens, n_loops=3)):
         log_p = model.readout(x).log_softmax(-1)
-        for i in range(2):
-            if layer == 2 or every_layer and layer > i:
-                terms += [-log_p[b, batch.positions[b, i], batch.values[b, i]] for b in range(8)]
-    assert len(terms) == (24 if every_layer else 16)
+        for i in range(5):
+            if (layer == 2 or every_layer) and (layer >= i if self_condition else layer > i or layer == 2):
+                terms += [-log_p[b, batch.positions[b, i], batch.values[b, i]] for b in range(0 if i < 2 else 4, 8)]
+    assert len(terms) == {(True, True): 44, (True, False): 36, (False, True): 20, (False, False): 28}[
+        every_layer, self_condition]
     torch.testing.assert_close(train.loss_of(model, batch, config, n_loops=3), torch.stack(terms).mean())
 
 
@@ -348,10 +355,16 @@ def test_dropout_is_for_training_only():
 
 
 def test_flops_are_those_of_the_steps_made():
-    """20 steps of 32 sentences of 4 clauses, at three times a forward pass: what figures plot accuracy against."""
-    config = tiny(loop_jitter=0)
+    """
+    20 steps of 32 sentences of 4 clauses, at three times a forward pass: what figures plot accuracy against. Where no
+    gradient goes from loop to loop, and the last alone has a loss, it alone has a backward pass.
+    """
+    config = tiny(loop_jitter=0, self_condition=False, every_layer=True)
     n_read = config.n_supervised * config.n_layer
     assert train.train(config)["flops"][-1] == 20 * 3 * 32 * train.make_model(config).flops(20, n_read=n_read)
+    config = tiny(loop_jitter=0)
+    forward, backward = (train.make_model(config).flops(20, n_loops, config.n_supervised) for n_loops in (2, 1))
+    assert train.train(config)["flops"][-1] == 20 * 32 * (forward + 2 * backward)
 
 
 def test_run_ends_where_all_variables_stand():
@@ -466,7 +479,7 @@ def test_run_writes_plot_history_and_checkpoint_and_shows_sentences(run, tmp_pat
 
 
 def test_ask_answers_in_chain_order_with_probability_truth_and_loop(run, trained):
-    """Against the logits of every loop, computed one by one from the checkpoint's weights."""
+    """Against the logits of every loop, computed one by one from the checkpoint's weights. Any names will do."""
     text = "b=-a; a=+1; c=+b; d=-c; e=-d"
     code, out, _ = run(f"--out_dir={trained}", f"--ask={text}")
     rows = [line.split() for line in out.splitlines()]
@@ -485,6 +498,14 @@ def test_ask_answers_in_chain_order_with_probability_truth_and_loop(run, trained
         assert (answers[settled - 1 :, i] == answers[-1, i]).all() and row[12] == str(n_loops)
         assert settled == 1 or answers[settled - 2, i] != answers[-1, i]
         assert ("wrong" in row) == (row[2] != row[6])
+    other = run(f"--out_dir={trained}", "--ask=v30=-v1023; v1023=+1; c=+v30; d=-c; e=-d")[1].splitlines()
+    assert [row.split()[1:] for row in other] == [row[1:] for row in rows]
+
+
+def test_names_beyond_the_alphabet_are_refused_where_each_has_an_embedding(run, tmp_path):
+    train.train(tiny(shared_names=False, max_steps=1, out_dir=str(tmp_path)))
+    code, _, err = run(f"--out_dir={tmp_path}", "--ask=v30=+1")
+    assert code == 2 and err.startswith("train.py: clause 'v30=+1': expected variable") and err.count("\n") == 1
 
 
 def test_checkpoint_can_move(run, trained, tmp_path):
@@ -537,7 +558,7 @@ def test_paper_preset_trains(run, tmp_path):
 
 TEXT = "\n\n".join(f"the {a} and the {b} sat on a mat ; {a} = {b}" for a in ("cat", "dog", "hen", "cow", "pig", "owl")
                    for b in ("rat", "bat", "fly", "bee", "ant", "elk", "emu"))
-VANILLA = dict(attention="vanilla", every_layer=False, norm_state=False, loop_jitter=0, tied=False)
+VANILLA = dict(attention="vanilla", norm_state=False, loop_jitter=0, tied=False)
 
 
 @pytest.fixture
@@ -588,9 +609,21 @@ def test_mimicking_is_a_run_like_others(run, tmp_path):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_shared_embedding_of_the_names_goes_to_each_of_them_and_back(tmp_path):
+    """Variables begin alike where the weights are from a run in which they were alike, and the other way about."""
+    for shared in (True, False):
+        train.train(tiny(shared_names=shared, max_steps=1, out_dir=str(tmp_path)))
+        there = train.read_checkpoint(tmp_path)["model"]["token_embedding.weight"]
+        assert len(there) == (6 if shared else 5 + 26)
+        for here_shared in (True, False):
+            config = tiny(shared_names=here_shared, init_from=str(tmp_path))
+            here = train.make_model(config).token_embedding.weight
+            torch.testing.assert_close(here, there[[min(i, len(there) - 1) for i in range(len(here))]])
+
+
 def test_head_is_taken_for_the_same_symbols_only(tmp_path):
     """c6 and d3 have heads of one shape, and another alphabet is no other task."""
-    train.train(tiny(task="c6", every_layer=False, max_steps=1, out_dir=str(tmp_path)))
+    train.train(tiny(task="c6", max_steps=1, out_dir=str(tmp_path)))
     head = train.read_checkpoint(tmp_path)["model"]["head.weight"]
     head_of = lambda **dials: train.make_model(tiny(**dials, init_from=str(tmp_path))).head.weight
     assert torch.equal(head_of(task="c6", n_names=40), head) and not torch.equal(head_of(task="d3"), head)
@@ -598,9 +631,11 @@ def test_head_is_taken_for_the_same_symbols_only(tmp_path):
 
 def test_checkpoint_of_a_version_with_fewer_dials_is_read(trained, tmp_path):
     checkpoint = train.read_checkpoint(trained)
-    del checkpoint["config"]["norm_eps"]
+    for dial in ("norm_eps", "self_condition", "shared_names"):
+        del checkpoint["config"][dial]
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    assert train.override(train.Config(), [f"--init_from={tmp_path}"]).norm_eps == train.Config.norm_eps
+    config = train.override(train.Config(), [f"--init_from={tmp_path}"])
+    assert (config.norm_eps, config.self_condition, config.shared_names) == (train.Config.norm_eps, False, False)
 
 
 @pytest.mark.parametrize("part", ["progress", "last", "optimizers", "generators"])
@@ -635,12 +670,13 @@ def test_lego_after_words_keeps_what_its_tokens_were(words):
 
 
 @pytest.mark.parametrize("arguments, expected", [
-    (["--task=words"], "every_layer=True: expected False for task=words"),
+    (["--task=words"], "self_condition=True: expected False for words and mimicking"),
+    (["--task=words", "--self_condition=False", "--every_layer"], "every_layer=True: expected False for task=words"),
     (["--mimic"], "mimic=True: expected False, or attention=vanilla"),
-    (["--mimic", "--task=words", "--every_layer=False", "--attention=vanilla"], "mimic=True: expected False for task"),
+    (["--mimic", "--task=words", "--attention=vanilla"], "mimic=True: expected False for task"),
     (["--init_from=nowhere"], "init_from=nowhere: expected a folder with a checkpoint.pt of train.py, or"),
-    (["--task=words", "--every_layer=False", "--corpus=nowhere"], "corpus=nowhere: expected a text file (No such file"),
-    (["--task=words", "--every_layer=False", "--corpus=README.md"], "corpus=README.md: expected at least n_tokens="),
+    (["--preset=words", "--corpus=nowhere"], "corpus=nowhere: expected a text file (No such file"),
+    (["--preset=words", "--corpus=README.md"], "corpus=README.md: expected at least n_tokens="),
 ])
 def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -664,6 +700,7 @@ def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_
     ("--tied=maybe", "tied=maybe: expected True or False"),
     ("--n_clauses=27", "n_clauses=27: expected 1 to n_names=26"),
     ("--n_clauses=0", "n_clauses=0: expected 1"),
+    ("--n_supervised=10", "n_supervised=10: expected at most n_layer + loop_jitter = 9, the links that"),
     ("--n_supervised=13", "n_supervised=13: expected 1 to n_clauses=12"),
     ("--n_names=2000", "n_names=2000: expected 1 to 1024"),
     ("--min_clauses=13", "min_clauses=13: expected 0 to n_clauses=12"),
@@ -676,7 +713,7 @@ def test_bad_pretraining_is_one_line(run, monkeypatch, arguments, expected, tmp_
     ("--positions=foo", "positions=foo: expected learned or none"),
     ("--kernel_size=4", "kernel_size=4: expected an odd number"),
     ("--n_layer=0", "n_layer=0: expected at least 1"),
-    ("--loop_jitter=11", "loop_jitter=11: expected 0 to n_layer - 1 = 10"),
+    ("--loop_jitter=5", "loop_jitter=5: expected 0 to n_layer - 1 = 4"),
     ("--lr=-1", "lr=-1.0: expected above 0"),
     ("--lr=nan", "lr=nan: expected above 0"),
     ("--muon_lr=inf", "muon_lr=inf: expected 0 or above"),
