@@ -315,7 +315,7 @@ def rows(numbers):
     for part, seconds in parts.items():
         lines.append((f"... of which {part}", f"{1e3 * seconds:.1f} ms", f"the step: {1e3 * step:.0f} ms",
                       f"{100 * seconds / step:.1f}% of it"))
-    for key, what in (("supervised", "the six supervised variables"), ("all", "all twelve")):
+    for key, what in (("supervised", "the six supervised"), ("all", "all twelve")):
         times = [run[key] for run in numbers["main"] if run[key] is not None]
         lines.append((f"training until 99.9%, to stay: {what}",
                       f"{min(times):.0f} to {max(times):.0f} s" if times else "never",
