@@ -1,30 +1,35 @@
 """
-Attention: vanilla heads, the two patterns that LEGO found in them, and the LEGO attention built from these patterns.
+Attention: vanilla heads, the two patterns that LEGO found in trained heads, and LEGO attention, which hard-codes them.
 
-Every module here keeps one contract:
+    token        b  =  -  a  ;     c  =  +  b  ;     a  =  +  1  ;
+    position     0  1  2  3  4     5  6  7  8  9    10 11 12 13 14
+
+    association  b ----------------------> b         each b gets the mean of all other b's, wherever they stand
+    manipulation                   c <---- b         each position mixes its neighbours
+    chained      b ----------------------> b
+                                   c <---- b         what is known of b where it is defined reaches c in one layer:
+                                                     one link of the chain
+
+Every module has one contract:
 
     module(x (B, T, C), tokens (B, T), padding_mask=None) -> (B, T, C)
 
-`tokens` are the ids of the input sentence, `padding_mask` (B, T) is True at padding, as in torch.nn.Transformer. With
-`need_weights=True` a module returns the pair (output, attention map (B, H, T, T)). `plan`, made by `make_plan` from the
-tokens, can be given so that all layers of a model share it.
+`tokens` are the ids of the sentence; `padding_mask` (B, T) is True at padding. With need_weights=True a module returns
+the pair (output, attention map (B, H, T, T)). All layers of a model can share one `plan`, made by `make_plan`.
 
     vanilla        softmax(q k^T / sqrt(d)) v                          O(T^2 C), any pattern, learned
     association    mean over the other positions of the same token     O(T C), global, nothing to learn
     manipulation   depthwise convolution over positions                O(T C), local, learned
-    lego           value projection -> association -> manipulation -> output projection      no softmax, no T x T matrix
+    lego           value projection -> association -> manipulation -> output projection
     hybrid         lego beside some vanilla heads
 
-    python attention.py        draws the masks of a small sentence and prints a benchmark of this machine
+    python attention.py        draw the masks of a small sentence, time association on this machine
 
-Sources: the two patterns, and LEGO attention's name and purpose, are the paper's (arXiv 2206.04301). It has no public
-code: how the pathways are joined here, `chained` above all, is our reading.
+The two patterns and the name are the paper's (arXiv 2206.04301). It has no public code for LEGO attention: how we join
+the pathways, `chained` above all, is our reading.
 """
 import os
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -36,12 +41,12 @@ try:
 except ImportError:  # optional: without it `segment` serves
     triton = None
 
+
 # ----------------------------------------------------------------------------------------------------------------------
 # association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none
 #
 # As a matrix: A = D^-1 (S - I), S[i, j] = 1 where the tokens are identical, D = their number less one. D is the same
 # for all tokens of a group, so A is symmetric, and the backward pass is the forward kernel applied to the gradient.
-
 
 IMPLEMENTATIONS = ("dense", "segment", "triton")
 DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores; `python attention.py` measures yours
@@ -52,11 +57,11 @@ class Plan:
     """What association needs to know of a batch of token ids: made once, shared by all layers and both passes."""
 
     implementation: str  # dense, segment or triton
-    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of the other positions with this token, 0 where there is none
+    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of the other positions with this token, 0 where there are none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the A above
-    group: torch.Tensor | None = None  # segment: (B T,) int64, the group of identical tokens that a position belongs to
-    order: torch.Tensor | None = None  # triton: (B, T) int32, the positions of each sentence, sorted by group ...
-    rank: torch.Tensor | None = None  # ... and (B, T) int32, the group of each of these, numbered in this order
+    group: torch.Tensor | None = None  # segment: (B T,) int64, the number of each position's group of identical tokens
+    sort_index: torch.Tensor | None = None  # triton: (B, T) int32, the positions of each sentence, sorted by group ...
+    group_sorted: torch.Tensor | None = None  # ... and (B, T) int32, the group of each of these
 
 
 def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
@@ -84,14 +89,14 @@ def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
         ids = tokens if padding_mask is None else tokens.masked_fill(padding_mask, -1)
         ids, order = ids.sort(dim=1)
         first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0))  # (B, T): does a new group begin here?
-        rank = first.cumsum(1) + T * torch.arange(B, device=ids.device)[:, None]  # groups of all sentences, numbered
-        group = torch.empty_like(order).scatter_(1, order, rank).flatten()  # (B, T) -> (B T,), back in text order
+        group_sorted = first.cumsum(1) + T * torch.arange(B, device=ids.device)[:, None]  # (B, T), a number per group
+        group = torch.empty_like(order).scatter_(1, order, group_sorted).flatten()  # (B, T) -> (B T,), in text order
         others = torch.zeros(B * T, device=ids.device).index_add_(0, group, torch.ones(B * T, device=ids.device)) - 1
         weight = torch.where(others > 0, 1 / others.clamp(min=1), 0)[group].view(B, T, 1)
         if padding_mask is not None:
             weight = weight.masked_fill(padding_mask[..., None], 0)
         if implementation == "triton":
-            return Plan(implementation, weight, order=order.int(), rank=rank.int())
+            return Plan(implementation, weight, sort_index=order.int(), group_sorted=group_sorted.int())
         return Plan(implementation, weight, group=group)
     raise ValueError(f"association={implementation}: expected auto, {', '.join(IMPLEMENTATIONS)}")
 
@@ -105,11 +110,11 @@ def identical_tokens(tokens, padding_mask=None):
     return same
 
 
-def patterns(tokens):
+def target_maps(tokens):
     """
-    The two patterns as attention maps, (B, 2, T, T), of token ids (B, T): manipulation, rows in proportion to 1 2 4 2 1
-    over the offsets -2 to +2, and association, the other positions of the same token. Rows do not sum to 1. These are
-    the targets of the mimicking experiment in the paper's official code.
+    The two patterns as attention maps (B, 2, T, T) for token ids (B, T): manipulation, with rows proportional to
+    1 2 4 2 1 over the offsets -2 to +2, and association. Rows do not sum to 1. The targets of the mimicking experiment
+    in the paper's official code.
     """
     offset = torch.arange(tokens.size(1), device=tokens.device)
     offset = (offset[None, :] - offset[:, None]).abs()  # (T, T)
@@ -118,26 +123,20 @@ def patterns(tokens):
     return torch.stack((local.expand_as(same), same), 1)
 
 
-def _apply_association(v, plan):
-    """A v, for v (B, T, C)."""
-    if plan.implementation == "dense":
-        return plan.matrix.to(v.dtype) @ v
-    elif plan.implementation == "segment":
-        rows = v.flatten(0, 1)  # (B, T, C) -> (B T, C)
-        rows = rows.to(torch.promote_types(v.dtype, torch.float32))  # bfloat16 would lose terms of a long sum
-        sums = torch.zeros_like(rows).index_add_(0, plan.group, rows)
-        y = sums.index_select(0, plan.group).sub_(rows)  # in place: on a CPU new memory costs more than the sums
-        return y.view(v.shape).mul_(plan.weight).to(v.dtype)
-    return associate_sorted(v, plan.order, plan.rank, plan.weight)
-
-
 class Association(torch.autograd.Function):
-    """A is its own adjoint: one kernel serves both passes, and nothing is kept for the backward pass but the plan."""
+    """y = A v. A is symmetric, so one kernel serves both passes and only the plan is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx, v, plan):
         ctx.plan = plan
-        return _apply_association(v, plan)
+        if plan.implementation == "dense":
+            return plan.matrix.to(v.dtype) @ v
+        if plan.implementation == "triton":
+            return associate_sorted(v, plan.sort_index, plan.group_sorted, plan.weight)
+        rows = v.flatten(0, 1).to(torch.promote_types(v.dtype, torch.float32))  # (B T, C): bfloat16 would lose terms
+        sums = torch.zeros_like(rows).index_add_(0, plan.group, rows)
+        y = sums.index_select(0, plan.group).sub_(rows)  # in place: on a CPU new memory costs more than the sums
+        return y.view(v.shape).mul_(plan.weight).to(v.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -146,7 +145,7 @@ class Association(torch.autograd.Function):
 
 def associate(v, plan):
     """
-    The mean of v over the other positions with the same token, 0 where there is none. v (B, T, C) -> (B, T, C).
+    The mean of v (B, T, C) over the other positions with the same token, 0 where there are none.
 
     >>> tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.], [2.], [3.], [5.]]])
     >>> associate(v, make_plan(tokens)).flatten().tolist()
@@ -156,99 +155,7 @@ def associate(v, plan):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# association on a GPU: with the positions sorted by token, A is block diagonal. A tile of the sorted rows is multiplied
-# with its own small block, and a group that goes on in other tiles gets their sums. Each value is read once, and once
-# more if its group crosses the edge of a tile; each tile of a group of m tokens reads m / TILE such sums besides.
-# Nothing of size T x T is ever made.
-
-TILE = 64  # sorted rows of a program; this and the block of channels below are chosen, not tuned: no GPU has run it yet
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own way to run a kernel without a GPU, for the tests
-
-if triton is not None:
-
-    @triton.jit
-    def sum_edges(v, order, rank, sums, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr):
-        """For each tile the sums (2, C) of its first and its last group, if these go on beyond it, and else 0."""
-        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
-        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        rank += b * T
-        group = tl.load(rank + row, row < T, -1)
-        one_before = tl.load(rank + tile * TILE - 1, tile > 0, -1)
-        one_behind = tl.load(rank + tile * TILE + TILE, tile * TILE + TILE < T, -1)
-        in_first, in_last = (group == one_before), (group == one_behind)
-        wanted = (row < T) & (in_first | in_last)
-        at = tl.load(order + b * T + row, wanted, 0).to(tl.int64)
-        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted[:, None] & (c < C)[None, :], 0)
-        x = x.to(sums.dtype.element_ty)
-        sums += (b * n_tiles + tile) * 2 * C + c
-        tl.store(sums, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
-        tl.store(sums + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
-
-    @triton.jit
-    def sum_groups(v, order, rank, weight, sums, y, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr,
-                   PRECISION: tl.constexpr):
-        """y = A v for one tile of rows and one block of channels."""
-        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
-        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        rank += b * T
-        group = tl.load(rank + row, row < T, -1)
-        at = tl.load(order + b * T + row, row < T, 0).to(tl.int64)
-        inside = (row < T)[:, None] & (c < C)[None, :]
-        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(sums.dtype.element_ty)
-        same = (group[:, None] == group[None, :]) & (row[:, None] != row[None, :])  # (TILE, TILE)
-        total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=x.dtype)
-        first, last = tl.load(rank + tile * TILE), tl.load(rank + tl.minimum(tile * TILE + TILE, T) - 1)
-        before, behind = tl.zeros((BLOCK,), x.dtype), tl.zeros((BLOCK,), x.dtype)
-        for start in range(0, n_tiles, 16):  # the other tiles of the first and of the last group
-            other = start + tl.arange(0, 16)
-            its_last = tl.load(rank + tl.minimum(other * TILE + TILE, T) - 1, other < tile, -1)
-            its_first = tl.load(rank + other * TILE, (other > tile) & (other < n_tiles), -1)
-            edge = sums + (b * n_tiles + other)[:, None] * 2 * C + c[None, :]
-            before += tl.sum(tl.load(edge + C, (its_last == first)[:, None] & (c < C)[None, :], 0), 0)
-            behind += tl.sum(tl.load(edge, (its_first == last)[:, None] & (c < C)[None, :], 0), 0)
-        total += tl.where((group == first)[:, None], before[None, :], 0)
-        total += tl.where((group == last)[:, None], behind[None, :], 0)
-        total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
-        tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
-
-
-@torch.library.custom_op("lego::associate_sorted", mutates_args=())  # for torch.compile one step that it need not enter
-def associate_sorted(v: torch.Tensor, order: torch.Tensor, rank: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A v for v (B, T, C), with the `order`, `rank` and `weight` of a plan for triton."""
-    B, T, C = v.shape
-    v = v if v.stride(2) == 1 else v.contiguous()
-    y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
-    n_tiles, block = triton.cdiv(T, TILE), min(64, max(16, triton.next_power_of_2(C)))
-    sums = torch.empty(B, n_tiles, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
-    grid, sizes = (B * n_tiles, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_tiles, TILE, block)
-    if v.numel():
-        with torch.cuda.device_of(v):
-            sum_edges[grid](v, order, rank, sums, *sizes)
-            precision = "ieee" if v.dtype.itemsize > 2 else "tf32"  # which holds a half as it is
-            sum_groups[grid](v, order, rank, weight, sums, y, *sizes, precision)
-    return y
-
-
-@associate_sorted.register_fake
-def _(v, order, rank, weight):
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # manipulation: every position looks at its neighbours
-
-
-def shift_and_add(x, weight, bias):
-    """
-    The convolution of Manipulation, on channels last: x (B, T, C), weight (C, 1, 1, K), bias (C). For torch.compile,
-    which makes one loop of it: on a CPU nearly as fast as Conv2d then, and 4 times slower without (figures/kernels.py).
-    """
-    T, K = x.size(1), weight.size(-1)
-    x = F.pad(x, (0, 0, K // 2, K // 2))
-    y = bias
-    for k in range(K):
-        y = y + weight[:, 0, 0, k].to(x.dtype) * x[:, k : k + T]
-    return y.to(x.dtype)
 
 
 class Manipulation(nn.Module):
@@ -265,13 +172,11 @@ class Manipulation(nn.Module):
     def forward(self, x, padding_mask=None):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[..., None], 0)
-        if x.is_cuda and torch.compiler.is_compiling():  # one fused loop; on a GPU not measured yet
-            return shift_and_add(x, self.conv.weight, self.conv.bias)
         x = x.transpose(1, 2).unsqueeze(2)  # (B, T, C) -> (B, C, 1, T), a view
         return self.conv(x).squeeze(2).transpose(1, 2)  # (B, C, 1, T) -> (B, T, C)
 
     def weights(self, T):
-        """How much a position looks at each neighbour: the kernels' sizes, mean over channels, rows sum to 1. (T, T)"""
+        """The convolution as an attention map (T, T): mean absolute kernel over channels, rows sum to 1."""
         kernel = self.conv.weight.abs().mean(dim=(0, 1, 2))  # (K,)
         offset = torch.arange(T)[None, :] - torch.arange(T)[:, None] + kernel.numel() // 2
         inside = (offset >= 0) & (offset < kernel.numel())
@@ -316,29 +221,23 @@ class VanillaAttention(nn.Module):
         y = self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, C/H) -> (B, T, C)
         return (y, weights) if need_weights else y
 
-    def flops(self, T):
-        """Multiplications and additions for one sentence of T tokens: four projections, scores and averages."""
-        n_embd, n_channels = self.proj.out_features, self.proj.in_features
-        return 4 * 2 * T * n_embd * n_channels + 2 * 2 * T * T * n_channels
-
 
 class LegoAttention(nn.Module):
     """
     The two patterns hard-coded: no query, no key, no softmax.
 
-    association_share of the channels pass association, the others do not. `chained`: then all of them pass the
-    convolution, so that a value found at another clause moves on inside the clause it arrives at, and one layer follows
-    one link of the chain. Not chained (parallel): the convolution takes the other channels alone, the patterns stand
-    side by side as heads do, and a link takes two layers. The attention map has H = 2: association, manipulation.
+    association_share of the channels pass association, the others do not. `chained`: then all channels pass the
+    convolution, so a value that arrives at a mention moves on inside its clause, and one layer follows one link of the
+    chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
+    heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map has
+    H = 2: association, manipulation. Raises ValueError for a size or name out of range.
     """
 
-    def __init__(self, n_embd, kernel_size, association_share, chained, association="auto", n_channels=None):
+    def __init__(self, n_embd, association_share=0.5, chained=True, kernel_size=7, association="auto", n_channels=None):
         super().__init__()
         n_channels = n_channels or n_embd
         if not 0 <= association_share <= 1:
             raise ValueError(f"association_share={association_share}: expected 0 to 1")
-        if association not in ("auto", *IMPLEMENTATIONS):
-            raise ValueError(f"association={association}: expected auto, {', '.join(IMPLEMENTATIONS)}")
         self.association = association
         self.chained = chained
         self.n_associated = round(association_share * n_channels)
@@ -366,26 +265,19 @@ class LegoAttention(nn.Module):
         local = self.manipulation.weights(tokens.size(1)) if self.manipulation else torch.zeros_like(association[0])
         return torch.stack((association, local.expand_as(association)), 1)
 
-    def flops(self, T):
-        """As VanillaAttention.flops: two projections, the convolution, and association as it is implemented."""
-        n_embd, n_channels = self.proj.out_features, self.proj.in_features
-        dense = self.association == "dense" or (self.association == "auto" and T <= DENSE_UP_TO)
-        flops = 2 * 2 * T * n_embd * n_channels + 2 * T * (T if dense else 1) * self.n_associated
-        if self.manipulation:
-            flops += 2 * T * self.manipulation.conv.weight.numel()
-        return flops
-
 
 class HybridAttention(nn.Module):
     """
-    LEGO attention on some of the channels, vanilla heads on the others. Each part has its own output projection and
-    they add up, which is one projection of both. The attention map has the vanilla heads first, then LEGO's two.
+    Vanilla heads on half of the channels, LEGO attention on the other half. Each part has its own output projection,
+    and they add up. The attention map has the vanilla heads first, then LEGO's two. Takes LegoAttention's arguments.
     """
 
-    def __init__(self, vanilla, lego):
+    def __init__(self, n_embd, n_head, dropout=0.0, **lego):
         super().__init__()
-        self.vanilla = vanilla
-        self.lego = lego
+        if n_head < 2 or n_head % 2 or n_embd % n_head:
+            raise ValueError(f"n_head={n_head}: expected an even divisor of n_embd={n_embd}")
+        self.vanilla = VanillaAttention(n_embd, n_head // 2, n_embd // 2, dropout)
+        self.lego = LegoAttention(n_embd, n_channels=n_embd // 2, **lego)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         parts = [part(x, tokens, padding_mask, plan, need_weights) for part in (self.vanilla, self.lego)]
@@ -394,100 +286,90 @@ class HybridAttention(nn.Module):
             return y + z, torch.cat((weights, more), 1)
         return parts[0] + parts[1]
 
-    def flops(self, T):
-        return self.vanilla.flops(T) + self.lego.flops(T)
-
-
-def make_attention(kind, n_embd, n_head, kernel_size=7, association_share=0.5, vanilla_share=0.5, chained=True,
-                   association="auto", dropout=0.0):
-    """
-    The attention module of that name.
-
-    kind               vanilla, lego or hybrid
-    n_head             vanilla heads, of C / n_head channels each; a hybrid keeps only vanilla_share of them
-    kernel_size        of the convolution, odd, in positions; 7 reaches from a clause's variable to its argument
-    association_share  share of LEGO's channels that pass association
-    vanilla_share      share of a hybrid's heads that are vanilla
-    chained            True: convolution behind association; False: side by side
-    association        its implementation: auto, dense, segment or triton
-    dropout            of the entries of vanilla attention maps, in training
-
-    Raises ValueError for another name or a size out of range.
-    """
-    lego = dict(kernel_size=kernel_size, association_share=association_share, chained=chained, association=association)
-    if kind == "vanilla":
-        return VanillaAttention(n_embd, n_head, dropout=dropout)
-    elif kind == "lego":
-        return LegoAttention(n_embd, **lego)
-    elif kind == "hybrid":
-        kept = round(vanilla_share * n_head) if 0 < vanilla_share < 1 and 0 < n_head <= n_embd else 0
-        if not 0 < kept < n_head or n_embd % n_head:
-            raise ValueError(f"n_head={n_head}, vanilla_share={vanilla_share}: expected a divisor of n_embd={n_embd}, "
-                             f"and a share that leaves at least one head of either kind")
-        n_vanilla = kept * n_embd // n_head
-        return HybridAttention(VanillaAttention(n_embd, kept, n_vanilla, dropout),
-                               LegoAttention(n_embd, n_channels=n_embd - n_vanilla, **lego))
-    raise ValueError(f"attention={kind}: expected vanilla, lego or hybrid")
-
 
 # ----------------------------------------------------------------------------------------------------------------------
+# A reader can stop here. What follows is association on a GPU, in Triton.
+#
+# With the positions sorted by token, A is block diagonal. A program multiplies a tile of sorted rows by its own small
+# block; a group that spans tiles adds their partial sums. Each value is read once, and once more if its group crosses
+# the edge of a tile; each tile of a group of m tokens reads m / TILE partial sums. Nothing of size T x T is ever made.
+
+TILE = 64  # sorted rows of a program; this and the block of channels are not tuned: no GPU has run them
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs the kernels on a CPU, for tests
+
+if triton is not None:
+
+    @triton.jit
+    def sum_edges(v, sort_index, group_sorted, sums, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr):
+        """The partial sums (2, C) of each tile's first and last group where they cross into other tiles, else 0."""
+        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
+        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        group_sorted += b * T
+        group = tl.load(group_sorted + row, row < T, -1)
+        previous_group = tl.load(group_sorted + tile * TILE - 1, tile > 0, -1)
+        next_group = tl.load(group_sorted + tile * TILE + TILE, tile * TILE + TILE < T, -1)
+        in_first, in_last = (group == previous_group), (group == next_group)
+        wanted = (row < T) & (in_first | in_last)
+        at = tl.load(sort_index + b * T + row, wanted, 0).to(tl.int64)
+        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted[:, None] & (c < C)[None, :], 0)
+        x = x.to(sums.dtype.element_ty)
+        sums += (b * n_tiles + tile) * 2 * C + c
+        tl.store(sums, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
+        tl.store(sums + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
+
+    @triton.jit
+    def sum_groups(v, sort_index, group_sorted, weight, sums, y, T, C, v_b, v_t, n_tiles,
+                   TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
+        """y = A v for one tile of rows and one block of channels."""
+        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
+        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        group_sorted += b * T
+        group = tl.load(group_sorted + row, row < T, -1)
+        at = tl.load(sort_index + b * T + row, row < T, 0).to(tl.int64)
+        inside = (row < T)[:, None] & (c < C)[None, :]
+        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(sums.dtype.element_ty)
+        same = (group[:, None] == group[None, :]) & (row[:, None] != row[None, :])  # (TILE, TILE)
+        total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=x.dtype)
+        first, last = tl.load(group_sorted + tile * TILE), tl.load(group_sorted + tl.minimum(tile * TILE + TILE, T) - 1)
+        before, behind = tl.zeros((BLOCK,), x.dtype), tl.zeros((BLOCK,), x.dtype)
+        for start in range(0, n_tiles, 16):  # the other tiles of the first and of the last group
+            other = start + tl.arange(0, 16)
+            its_last = tl.load(group_sorted + tl.minimum(other * TILE + TILE, T) - 1, other < tile, -1)
+            its_first = tl.load(group_sorted + other * TILE, (other > tile) & (other < n_tiles), -1)
+            edge = sums + (b * n_tiles + other)[:, None] * 2 * C + c[None, :]
+            before += tl.sum(tl.load(edge + C, (its_last == first)[:, None] & (c < C)[None, :], 0), 0)
+            behind += tl.sum(tl.load(edge, (its_first == last)[:, None] & (c < C)[None, :], 0), 0)
+        total += tl.where((group == first)[:, None], before[None, :], 0)
+        total += tl.where((group == last)[:, None], behind[None, :], 0)
+        total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
+        tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
 
 
-def draw_masks(text, path):
-    """Draws where the positions of a sentence look under the hard-coded patterns; every character is a token."""
-    from matplotlib.figure import Figure
-
-    tokens = torch.tensor([[ord(character) for character in text]])
-    association = make_plan(tokens, implementation="dense").matrix[0]  # (T, T)
-    manipulation = Manipulation(1, kernel_size=7)
-    nn.init.ones_(manipulation.conv.weight)
-    local = manipulation.weights(len(text)).detach()
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    for axes, title, mask in zip(figure.subplots(1, 3), [
-        "association: identical tokens, wherever they are",
-        "manipulation: a window of 7 positions",
-        "chained: where one layer can look",
-    ], [association, local, local @ association]):
-        axes.imshow(mask, cmap="Blues", vmin=0, vmax=mask.max())
-        axes.set(title=title, xlabel="position looked at", ylabel="position that looks")
-        axes.set_xticks(range(len(text)), text)
-        axes.set_yticks(range(len(text)), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+@torch.library.custom_op("lego::associate_sorted", mutates_args=())  # opaque to torch.compile
+def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, group_sorted: torch.Tensor,
+                     weight: torch.Tensor) -> torch.Tensor:
+    """A v for v (B, T, C), with the `sort_index`, `group_sorted` and `weight` of a plan for triton."""
+    B, T, C = v.shape
+    v = v if v.stride(2) == 1 else v.contiguous()
+    y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
+    n_tiles, block = triton.cdiv(T, TILE), min(64, max(16, triton.next_power_of_2(C)))
+    sums = torch.empty(B, n_tiles, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
+    grid, sizes = (B * n_tiles, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_tiles, TILE, block)
+    if v.numel():
+        with torch.cuda.device_of(v):
+            sum_edges[grid](v, sort_index, group_sorted, sums, *sizes)
+            precision = "ieee" if v.dtype.itemsize > 2 else "tf32"  # exact for half-precision inputs
+            sum_groups[grid](v, sort_index, group_sorted, weight, sums, y, *sizes, precision)
+    return y
 
 
-def benchmark(device, n_tokens=8192, n_channels=64, repeats=7):
-    """Prints the median time of association, forward and backward, for n_tokens in sentences of T tokens."""
-    def median_ms(run):
-        times = []
-        for _ in range(repeats):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(1e3 * (time.perf_counter() - start))
-        return sorted(times)[repeats // 2]
-
-    names = [name for name in IMPLEMENTATIONS if name != "triton" or (triton is not None and device.type == "cuda")]
-    print(f"association on {device}, {n_tokens} tokens of {n_channels} channels, forward + backward / plan, ms")
-    print("     T" + "".join(f"{name:>19}" for name in names) + f"     dense / {names[-1]}")
-    for T in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-        tokens = torch.randint(T // 2, (n_tokens // T, T), device=device)  # a token has one twin, as in LEGO
-        v = torch.randn(n_tokens // T, T, n_channels, device=device, requires_grad=True)
-        cells, total = "", []
-        for name in names:
-            plan = make_plan(tokens, implementation=name)
-            total.append(median_ms(lambda: torch.autograd.grad(associate(v, plan), v, v.detach())))
-            cells += f"{total[-1]:10.2f} /{median_ms(lambda: make_plan(tokens, implementation=name)):7.2f}"
-        print(f"{T:6d}{cells}{total[0] / total[-1]:16.2f}")
+@associate_sorted.register_fake
+def _(v, sort_index, group_sorted, weight):
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(f"attention.py: '{sys.argv[1]}': expected no argument", file=sys.stderr)
-        sys.exit(2)
-    draw_masks("b=-a;c=+b;a=+1;", Path("out") / "masks.png")
-    print(f"wrote {Path('out') / 'masks.png'}")
-    benchmark(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    import lego
+    from figures import masks
+
+    lego.command_line(masks.look)

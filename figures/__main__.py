@@ -1,21 +1,23 @@
-"""Redraws every figure from its saved numbers, without training: python -m figures"""
+"""Draws every figure again from its saved numbers, without training: python -m figures"""
 import importlib
 import pkgutil
 
 import figures
 import lego
+from figures import runner
 
 
 def main(arguments):
     if arguments:
         raise ValueError(f"'{arguments[0]}': expected no argument")
     for module in pkgutil.iter_modules(figures.__path__):
-        if not module.name.startswith("_"):
-            draw = importlib.import_module(f"figures.{module.name}").draw
-            scales = sorted(path.stem for path in figures.FOLDER.glob(f"{module.name}_*.json")
-                            if "." not in path.stem)  # as in name.search.json, numbers that another picture needs
-            for name in [module.name, *scales]:
-                figures.redraw(name, draw)
+        module = importlib.import_module(f"figures.{module.name}")
+        if hasattr(module, "draw"):
+            groups = getattr(module, "groups", lambda *scale: None)
+            runner.redraw(module.NAME, module.draw, groups())
+            for path in sorted(runner.FOLDER.glob(f"{module.NAME}_*.json")):  # another scale, or a GPU
+                if "." not in path.stem:
+                    runner.redraw(path.stem, module.draw, groups(path.stem.removeprefix(f"{module.NAME}_")))
 
 
 if __name__ == "__main__":

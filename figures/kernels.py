@@ -11,25 +11,6 @@ FlexAttention  compiled, with the mask as a function; `sorted`: with the tokens 
 
 What is known before the values come, a mask or a plan, is made once per batch and timed apart. Tokens are as frequent
 as words in a text, by Zipf's law. The floor is a copy of the values: one read and one write.
-
-Measured on 2 cores of an x86-64 server, 16,384 tokens of 64 channels, float32, in one run (no GPU has run this):
-
-    T        forward and backward, ms             plan, ms              peak of plan and forward pass, MB
-             dense    SDPA     segment            dense    segment      dense    SDPA    segment
-      64       1.2       9.7     2.1                1.4      0.7          10       10      9
-     128       2.1        12     2.3                2.7      0.8          20       16      9
-     256       3.9        22     2.5                5.6      1.3          40       24      9
-    4096        68       354     2.3                388      1.0         592      389      9
-   16384       342      2024     2.4               2617      1.1        2304     1285      9
-
-At T = 4,096 segment is 29 times faster than dense and 152 times faster than SDPA; at any T it takes about twice the
-memory of the values, 4 MB, and with the backward pass 13 to 17 MB. `auto` takes dense up to 64 tokens, where it is 1.8
-times faster; at 128 dense is 1.1 times faster still, and its plan 3.5 times slower. FlexAttention has no backward pass
-on a CPU; forward it takes 218 ms at T = 4,096, with sorted tokens 19, where segment takes 0.9, 6 times the floor: sums,
-gather and scaling each move the values once more.
-
-Manipulation, both passes, T = 128: Conv2d on a view 4.0 ms, Conv1d 8.3, shifted multiply-adds 17, and 4.3 compiled. So
-Conv2d it is, but for compiled code on a GPU, where the shifts need no copy to channels first (not measured there).
 """
 import ctypes
 import statistics
@@ -42,18 +23,15 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
 
-import figures
-import lego
+from figures import runner, show
 import train
-from attention import Manipulation, associate, identical_tokens, make_plan, shift_and_add, triton
+from attention import Manipulation, associate, identical_tokens, make_plan, triton
 
 NAME = "kernels"
 LENGTHS = [2**k for k in range(6, 15)]  # T, 64 to 16,384
 SIZES = {"cpu": (2**14, 64, torch.float32), "cuda": (2**18, 256, torch.bfloat16)}  # tokens in all, C, dtype
-COLORS = {"dense": "#000000", "SDPA, boolean mask": "#CC79A7", "FlexAttention": "#E69F00",
-          "FlexAttention, sorted": "#009E73", "segment": "#0072B2", "triton": "#D55E00"}
-PANELS = {"forward": "forward pass (ms)", "both": "forward and backward pass (ms)",
-          "plan": "mask or plan, once per batch (ms)", "peak": "peak memory of plan and forward pass (MB)"}
+COLORS = {"dense": show.BLUE, "SDPA, boolean mask": show.PINK, "FlexAttention": show.ORANGE,
+          "FlexAttention, sorted": show.GREEN, "segment": show.RED, "triton": show.SKY}
 
 
 def words(B, T, device):
@@ -97,7 +75,7 @@ def implementation(name, tokens, C, dtype):
 
 def median_ms(run, device, seconds=1.5, at_most=50):
     """
-    The median of up to `at_most` runs, at least 3, behind one that warms up. On a GPU its own clock, with the cache
+    The median of up to `at_most` runs, at least 3, after one that warms up. On a GPU its own clock, with the cache
     emptied in between, as triton.testing.do_bench has it.
     """
     run()
@@ -189,18 +167,16 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None):
 
 
 def measure_manipulation(device, n_tokens, C, dtype, T, kernel_size=7, rounds=15):
-    """The median time of the convolution, both passes, in four implementations that take turns, in ms."""
+    """The median time of the convolution, both passes, in two implementations that take turns, in ms."""
     x = torch.randn(n_tokens // T, T, C, dtype=dtype, device=device, requires_grad=True)
     ours = Manipulation(C, kernel_size).to(device, dtype)
     conv1d = torch.nn.Conv1d(C, C, kernel_size, padding=kernel_size // 2, groups=C, device=device, dtype=dtype)
-    compiled = torch.compile(shift_and_add, dynamic=False)
-    ways = {"Conv2d on a view": lambda: ours(x), "Conv1d": lambda: conv1d(x.transpose(1, 2)).transpose(1, 2),
-            "shift and add": lambda: shift_and_add(x, ours.conv.weight, ours.conv.bias),
-            "shift and add, compiled": lambda: compiled(x, ours.conv.weight, ours.conv.bias)}
+    ways = {"Conv2d on a view": (ours, lambda: ours(x)),
+            "Conv1d": (conv1d, lambda: conv1d(x.transpose(1, 2)).transpose(1, 2))}
     times = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, run in ways.items():
-            inputs = [x, *(conv1d if name == "Conv1d" else ours).parameters()]
+        for name, (module, run) in ways.items():
+            inputs = [x, *module.parameters()]
             times[name].append(median_ms(lambda: torch.autograd.grad(run(), inputs, x.detach()), device, at_most=1))
     return dict(T=T, **{name: statistics.median(ms) for name, ms in times.items()})
 
@@ -210,52 +186,32 @@ def find(numbers, name, T, what):
     return next((row[what] for row in numbers["rows"] if (row["implementation"], row["T"]) == (name, T)), None)
 
 
-def draw(numbers):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for axes, (what, label) in zip(panels.flatten(), PANELS.items()):
+def draw(numbers, T=4096):
+    best = "triton" if find(numbers, "triton", T, "forward") else "segment"
+    ratio = lambda what: find(numbers, "dense", T, what) / find(numbers, best, T, what)
+    figure, (panels,) = show.picture(
+        f"Association as sums: {ratio('forward'):.0f} times faster than as a matrix, 1/{ratio('peak'):.0f} of the "
+        f"memory (T = {T:,})", 1, 2, 11.5, 4.8,
+        f"{numbers['n_tokens']:,} tokens in sentences of T, as frequent as words in a text; {numbers['n_channels']} "
+        f"channels, {numbers['dtype']}; dense: matrix product, SDPA and FlexAttention: softmax attention with a mask; "
+        "segment: sums over the sorted tokens; the mask or plan, once per batch, is in the memory and not in the time; "
+        f"medians of 3 to 50 runs; {numbers['hardware']}, torch {numbers['torch']}")
+    for axes, what, label in zip(panels, ("forward", "peak"), ("time of a forward pass (ms)", "peak of memory (MB)")):
+        axes.set(xscale="log", yscale="log", xlabel="T, tokens of a sentence", ylabel=label)
+        axes.set_xticks([64, 256, 1024, 4096, 16384], ["64", "256", "1,024", "4,096", "16,384"], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        ends = []
         for name, color in COLORS.items():
             points = [(row["T"], row[what]) for row in numbers["rows"] if row["implementation"] == name and row[what]]
-            if not points and any(row["implementation"] == name for row in numbers["rows"]):
-                axes.plot([], color=color, marker="o", markersize=4, label=f"{name}: there is none")
-            elif points:
-                axes.plot(*zip(*points), color=color, marker="o", markersize=4, label=name)
-        if what in ("forward", "both"):
-            axes.axhline(numbers["copy_ms"] * (2 if what == "both" else 1), color="gray", linestyle=":",
-                         label="floor: a copy of (B, T, C)" + (", twice" if what == "both" else ""))
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set(xlabel="T, tokens of a sentence", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-    T = 4096
-    best = "triton" if find(numbers, "triton", T, "both") else "segment"
-    rows = [row for row in numbers["rows"] if row["implementation"] == best]
-    spread = max(row["both"] for row in rows) / min(row["both"] for row in rows)
-
-    def ratio(name, what):
-        other = find(numbers, name, T, what)
-        times = other and other / find(numbers, best, T, what)
-        return "?" if not other else f"{times:.0f}" if times >= 10 else f"{times:.1f}"
-
-    figure.suptitle(
-        f"Association without a T x T matrix: from T = {rows[0]['T']:,} to {rows[-1]['T']:,} the time of {best}, both "
-        f"passes, varies by a factor of {spread:.1f}\n"
-        f"at T = {T:,} it is {ratio('dense', 'both')} times faster than dense, "
-        f"{ratio('SDPA, boolean mask', 'both')} than masked softmax attention; forward "
-        f"{ratio('FlexAttention', 'forward')} than FlexAttention,\n{ratio('FlexAttention, sorted', 'forward')} if that "
-        f"has the tokens sorted; dense takes {ratio('dense', 'peak')} times the memory, forward. "
-        f"{numbers['n_tokens']:,} tokens in sentences of T, {numbers['n_channels']} channels,\n"
-        f"{numbers['dtype']}, tokens as frequent as words in a text; medians of 3 to 50 runs; {numbers['hardware']}",
-        fontweight="bold", fontsize=11)
+            if points:
+                axes.plot(*zip(*points), color=color, marker="o", markersize=4, linewidth=2.5 if name == best else 1.2)
+                ends.append((points[-1][1], name, color))
+        if what == "forward":
+            show.mark(axes, numbers["copy_ms"], "floor: a copy of the values")
+        show.label_ends(axes, ends)
     return figure
 
 
-def main(arguments):
-    figures.measure(NAME, measure, draw, arguments)
-
-
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main_measured(NAME, measure, lambda name: runner.redraw(name, draw))

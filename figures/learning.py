@@ -1,64 +1,53 @@
 """
 The key plot: test accuracy of every variable over training, for the default model on the paper's two tasks.
 
-Claim (the paper's, in direction): Transformers learn to follow a chain of reasoning, one variable after another; tied
-ones go on beyond the variables that they are supervised on. Here the tied model goes on to the end of the chain, and
-beyond it: see figures/extrapolation.py.
+Claim (the paper's, in direction): Transformers learn to follow a chain of reasoning; tied ones go on beyond the
+labelled variables.
 
-    python -m figures.learning
-
-Runs: `python train.py`, 10 seeds, and `python train.py --task=d3`, 5 seeds.
-
-Measured, on one thread a run of an x86-64 server, two runs at a time, training time without evaluations. Until the
-variables are at 99.9% or better, in each evaluation of 500 new sentences to the end of the run:
-
-    sign, 10 seeds    the six supervised ones after 6 to 14 s, 60 to 90 steps; all twelve after 7 to 16 s, 70 to 120
-    d3, 5 seeds       15 to 28 s and 130 to 150 steps for either
-
-The whole runs, 300 steps, take 32 to 49 s. These are the runs of figures/extrapolation.py, which asks the same models
-for longer chains.
+    python -m figures.learning        python train.py with 10 seeds, and with --task=d3 and 5 seeds: 8 minutes on 2 cores
 """
-import figures
-import lego
+from figures import runner, show
 import train
 
 NAME = "learning"
-GROUPS = {
-    "sign": [train.Config(seed=seed, out_dir="") for seed in range(10)],
-    "d3": [train.Config(task="d3", seed=seed, out_dir="") for seed in range(5)],
-}
+SEEDS = {"sign": range(10), "d3": range(5)}
 
 
-def times(histories, n):
-    """Seconds of training until the first n variables are at 99.9%, to stay: of the first and the last of the runs."""
-    places = [figures.settled(history, n) for history in histories]
-    if None in places:
-        return None
-    seconds = [history["seconds"][place] for history, place in zip(histories, places)]
-    return min(seconds), max(seconds)
+def groups():
+    fine = dict(eval_every=2, eval_size=200, out_dir="")  # to see the variables come one by one
+    return {task: [train.Config(task=task, seed=seed, max_steps=300 if task == "sign" else 600, **fine) for seed in seeds]
+            for task, seeds in SEEDS.items()}
 
 
-def draw(groups):
-    from matplotlib.figure import Figure
+def times(histories):
+    """For every run the (steps, seconds) of training until all variables are at 99.9%, to the end; None: never."""
+    places = [runner.settled(history, history["config"]["n_clauses"]) for history in histories]
+    return [None if i is None else (history["step"][i], history["seconds"][i])
+            for i, history in zip(places, histories)]
 
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, (label, histories) in zip(panels, groups.items()):
-        config = histories[0]["config"]
-        train.draw_accuracy(axes, histories)
-        span = times(histories, config["n_clauses"])
-        found = f"after {span[0]:.0f} to {span[1]:.0f} s of training" if span else "not in every seed"
-        axes.set_title(f"{label}: {len(histories)} seeds, mean and range\nall {config['n_clauses']} variables at 99.9% "
-                       f"or better, to the end, {found}", fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), title="variable,\nin chain order", loc="outside center right",
-                  frameon=False)
-    history = groups["sign"][0]
-    config = history["config"]
-    figure.suptitle(f"Supervised on the first {config['n_supervised']} of {config['n_clauses']} variables, a tied "
-                    f"block of {history['n_parameters'] / 1000:.0f}k parameters learns to follow the chain to its end\n"
-                    f"({history['hardware']} a run)", fontweight="bold", fontsize=11)
+
+def draw(runs):
+    c = next(iter(runs.values()))[0]["config"]
+    found = [time for histories in runs.values() for time in times(histories)]
+    learned = "in every seed" if None not in found else f"in {len(found) - found.count(None)} of {len(found)} runs"
+    history = next(iter(runs.values()))[0]
+    figure, axes = show.picture(
+        f"With {c['n_supervised']} of {c['n_clauses']} variables labelled, the model learns all {c['n_clauses']}, "
+        f"{learned}", 1, len(runs), 13, 5,
+        f"The default of train.py: a tied block of {history['n_parameters']:,} parameters, one loop a step. A line is a "
+        f"variable of a chain, mean of the seeds, the band from worst to best; {history['hardware']}, torch "
+        f"{history['torch']}.")
+    for panel, (task, histories) in zip(axes[0], runs.items()):
+        show.draw_accuracy(panel, histories)
+        reached = [time for time in times(histories) if time]
+        panel.set_xlim(0, 1.35 * max((step for step, _ in reached), default=histories[0]["step"][-1]))
+        panel.set_title(f"{task}, {len(histories)} seeds: all at 99.9% or better, to the end,\nafter "
+                        f"{show.span([step for step, _ in reached])} steps, {show.span([s for _, s in reached], '{:.1f}')} "
+                        f"s of training" if reached else f"{task}, {len(histories)} seeds", fontsize=10)
+    axes[0, -1].legend(title="variable,\nin chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+                       fontsize=9)
     return figure
 
 
 if __name__ == "__main__":
-    lego.command_line(lambda arguments: figures.make(NAME, draw, arguments, parallel=True, laptop=GROUPS))
+    runner.main(NAME, draw, groups)

@@ -1,5 +1,6 @@
 """lego.py: tasks are groups, the solver is right by hand, `sample` is right by the solver, bad text is refused."""
 import collections
+import re
 import sys
 
 import pytest
@@ -23,13 +24,13 @@ def test_action_table_is_a_group_action(name):
     task = lego.make_task(name)
     action, G = task.action, len(task.operations)
     assert action.shape == (G, len(task.values)) and action.dtype == torch.int64
-    to_operation = action[:, task.root].argsort()  # the operation that takes the root to a given value, the only one:
-    assert action[:, task.root].sort().values.tolist() == list(range(G))
-    product = to_operation[action[:, action[:, task.root]]]  # product[g, h] takes the root to g.(h.root)
+    to_operation = action[:, 0].argsort()  # the operation that takes the root to a given value, the only one:
+    assert action[:, 0].sort().values.tolist() == list(range(G))
+    product = to_operation[action[:, action[:, 0]]]  # product[g, h] takes the root to g.(h.root)
     h = torch.arange(G)
     for g in range(0, G, max(1, G // 24)):  # g.(h.x) = (gh).x for all h and x
         assert torch.equal(action[g][action], action[product[g]][h])
-    identity = to_operation[task.root]
+    identity = to_operation[0]
     assert action[identity].tolist() == list(range(G))
     assert all(identity in product[g] for g in range(G))  # every operation has an inverse
 
@@ -40,8 +41,8 @@ def test_groups_are_the_ones_they_are_called():
         task = lego.make_task(name)
         found = collections.Counter()
         for g in range(len(task.operations)):
-            x, n = task.action[g, task.root], 1
-            while x != task.root:
+            x, n = task.action[g, 0], 1
+            while x != 0:
                 x, n = task.action[g, x], n + 1
             found[n] += 1
         return dict(found)
@@ -68,7 +69,7 @@ def test_unknown_task_is_refused(name):
     ("sign", "z=-1", {"z": "-1"}),
     ("sign", " q = - m ;m=-1 ; x=-q;", {"m": "-1", "q": "+1", "x": "-1"}),
     ("sign", "a=-1; b=-a; c=-a; d=-c", {"a": "-1", "b": "+1", "c": "+1", "d": "-1"}),  # a branch
-    ("sign", "a=-1; y=-x; b=-a; x=+1", {"a": "-1", "b": "+1", "x": "+1", "y": "-1"}),  # two chains
+    ("sign", "a=-1; y=-x; b=-a; x=+1", {"a": "-1", "x": "+1", "y": "-1", "b": "+1"}),  # two chains
     # d3 by its defining relations: r_i r_j = r_(i+j), r_i s_j = s_(i+j), s_i r_j = s_(i-j), s_i s_j = r_(i-j)
     ("d3", "a=r1 1; b=r2a; c=s1 b; d=r1 c", {"a": "r1", "b": "r0", "c": "s1", "d": "s2"}),
     ("d3", "b=s2 a; a=s1 1; d=s1 c; c=r2 b", {"a": "s1", "b": "r1", "c": "r0", "d": "s1"}),
@@ -87,53 +88,106 @@ def test_solver_by_hand(task, text, expected):
         assert list(lego.solve(text, lego.make_task(task)).items()) == list(expected.items())  # and in chain order
 
 
-def test_partial_solution_leaves_undetermined_variables_open():
-    task = lego.make_task("sign")
-    assert lego.solve("c=-b; a=-1; d=+c", task, partial=True) == {"a": "-1", "c": None, "d": None}
+@pytest.mark.parametrize("text, expected", [
+    ("c=-b; a=-1; d=+c", {"a": "-1", "c": None, "d": None}),
+    ("d=+c; a=-1; c=-b; e=-a", {"a": "-1", "e": "+1", "c": None, "d": None}),  # in order of depth there, too
+    ("b=-a", {"b": None}),
+])
+def test_what_a_sentence_does_not_determine_comes_last_without_a_value(text, expected):
+    assert list(lego.solve(text, lego.make_task("sign")).items()) == list(expected.items())
 
 
 # ---- sample, against the solver
 
 
-def check_against_solver(task, batch, partial=False):
-    for ids, positions, values in zip(*batch):
-        text = lego.decode(ids, task)
-        solution = lego.solve(text, task, partial)
-        for position, value in zip(positions.tolist(), values.tolist()):
-            variable = task.vocab[ids[position]]
+def check_against_solver(task, batch):
+    """For each sentence its text, its solution, and the symbols that have a label, after label and depth are right."""
+    for ids, positions, values, depths in zip(*(x.tolist() for x in batch)):
+        text, labelled = lego.decode(ids, task), []
+        solution = lego.solve(text, task)
+        value_of = {**solution, task.root_symbol: task.values[0]}
+        argument_of = {variable: argument for variable, _, argument in lego.parse(text, task)}
+        for position, value, depth in zip(positions, values, depths):
             if value != lego.IGNORE:
-                assert solution[variable] == task.values[value], text
-        labelled = [task.vocab[ids[p]] for p, v in zip(positions.tolist(), values.tolist()) if v != lego.IGNORE]
+                assert value_of[task.vocab[ids[position]]] == task.values[value], text
+                symbol, n_links = task.vocab[ids[position - position % 5]], 0  # the variable of this clause
+                while symbol != task.root_symbol:
+                    symbol, n_links = argument_of[symbol], n_links + 1
+                assert depth == n_links, text
+                labelled.append(task.vocab[ids[position]])
         yield text, solution, labelled
 
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("n", [1, 2, 12, 26])
 def test_sample_agrees_with_solver(name, n):
-    """Labels, positions and chain order of 100 sentences each: fails if a model would learn from wrong labels."""
+    """Labels, positions and chain order of 50 sentences each: fails if a model would learn from wrong labels."""
     task = lego.make_task(name)
-    batch = lego.sample(task, 100, n, generator())
-    assert batch.tokens.shape == (100, 5 * n) and batch.positions.shape == batch.values.shape == (100, n)
+    batch = lego.sample(task, 50, n, generator())
+    assert batch.tokens.shape == (50, 5 * n) and batch.positions.shape == batch.values.shape == (50, n)
+    assert (batch.depths == torch.arange(1, n + 1)).all()
     for _, solution, labelled in check_against_solver(task, batch):
         assert labelled == list(solution)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_distractor_chain_is_independent_and_unlabelled(name):
+@pytest.mark.parametrize("graph, depths", [
+    (dict(), [1, 2, 3, 4, 5, 6]), (dict(branch=0.3), None), (dict(branch=1), None),
+    (dict(branch=torch.linspace(0, 1, 60)), None), (dict(parents=[0] * 6), [1] * 6),
+    (dict(parents=[0, 1, 2, 0, 4, 5]), [1, 1, 2, 2, 3, 3]), (dict(parents=[0, 1, 1, 3, 3, 5]), [1, 2, 2, 3, 3, 4]),
+], ids=["chain", "tree", "any graph", "all of them", "star", "side by side", "a tree that is given"])
+@pytest.mark.parametrize("name", ["sign", "d3", "s4"])
+def test_graphs_agree_with_solver_at_variables_and_arguments(name, graph, depths):
+    """In order of depth; an argument shares its clause's depth, and what it has as a label is its own value."""
     task = lego.make_task(name)
-    batch = lego.sample(task, 200, 7, generator(), n_distractor=5)
-    assert batch.tokens.shape == (200, 60) and batch.values.shape == (200, 7)
+    batch = lego.sample(task, 60, 6, generator(), arguments=True, **graph)
+    assert batch.positions.shape == batch.values.shape == batch.depths.shape == (60, 12)
+    assert (batch.positions[:, 6:] == batch.positions[:, :6] + 3).all()
+    assert (batch.depths.view(60, 2, 6).diff() >= 0).all()
+    assert depths is None or (batch.depths == torch.tensor(2 * depths)).all()
+    for text, solution, labelled in check_against_solver(task, batch):
+        arguments = {variable: argument for variable, _, argument in lego.parse(text, task)}
+        assert set(labelled[:6]) == set(solution) and labelled[6:] == [arguments[v] for v in labelled[:6]]
+    alone = lego.sample(task, 60, 6, generator(), **graph)
+    assert all(torch.equal(x, y[:, : x.size(1)]) for x, y in zip(alone, batch))
+
+
+def test_branch_is_how_often_any_earlier_variable_or_the_root_is_taken():
+    """Of three variables: a chain takes the one before twice, and any of the 1, 2, 3 choices is equally likely."""
+    branch = torch.tensor([0.0, 0.4, 1.0]).repeat(4000)
+    batch = lego.sample(lego.make_task("sign"), 12_000, 3, generator(), branch)
+    for k, chain in enumerate([1, (0.6 + 0.4 / 2) * (0.6 + 0.4 / 3), 1 / 6]):
+        depths = batch.depths[k::3]
+        assert (depths == torch.tensor([1, 2, 3])).all(1).float().mean().item() == pytest.approx(chain, abs=0.02)
+    shares = [(depths == torch.tensor(row)).all(1).float().mean().item() for row in ([1, 1, 1], [1, 1, 2], [1, 2, 2])]
+    assert shares == pytest.approx([1 / 6, 3 / 6, 1 / 6], abs=0.02)
+
+
+def test_follow_by_hand():
+    """Column 0 is the root; s1 r1 1, then r2 of that; and a second link from the root."""
+    task = lego.make_task("d3")
+    operations = torch.tensor([[task.operations.index(operation) for operation in ("r1", "s1", "r2", "s0")]])
+    values, depths = lego.follow(task, operations, torch.tensor([[0, 1, 2, 0]]))
+    assert [task.values[x] for x in values[0]] == ["r0", "r1", "s0", "s2", "s0"]
+    assert depths.tolist() == [[0, 1, 2, 3, 1]]
+
+
+@pytest.mark.parametrize("branch", [0.0, 1.0])
+@pytest.mark.parametrize("name", TASKS)
+def test_distractor_chain_is_independent_and_unlabelled(name, branch):
+    task = lego.make_task(name)
+    batch = lego.sample(task, 50, 7, generator(), branch, n_distractor=5)
+    assert batch.tokens.shape == (50, 60) and batch.values.shape == (50, 7)
     for text, solution, labelled in check_against_solver(task, batch):
         assert len(solution) == 12 and len(labelled) == 7
         clauses = {variable: argument for variable, _, argument in lego.parse(text, task)}
         others = set(solution) - set(labelled)
-        assert list(clauses.values()).count(task.root_symbol) == 2
+        assert [clauses[v] for v in others].count(task.root_symbol) == 1 and len({clauses[v] for v in others}) == 5
         assert all(clauses[v] not in others for v in labelled) and all(clauses[v] not in labelled for v in others)
 
 
 @pytest.mark.parametrize("drop", [0, 3, 7, "random"])
 @pytest.mark.parametrize("n_distractor", [0, 4])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["sign", "d3", "s4"])
 def test_dropped_clause_leaves_what_is_behind_it_without_label(name, n_distractor, drop):
     task = lego.make_task(name)
     batch = lego.sample(task, 200, 8, generator(), n_distractor=n_distractor, drop=drop)
@@ -144,12 +198,19 @@ def test_dropped_clause_leaves_what_is_behind_it_without_label(name, n_distracto
     else:
         assert (dropped == drop).all()
     for (text, solution, labelled), first, positions, ids in zip(
-            check_against_solver(task, batch, partial=True), dropped.tolist(), batch.positions.tolist(), batch.tokens):
+            check_against_solver(task, batch), dropped.tolist(), batch.positions.tolist(), batch.tokens.tolist()):
         assert len(labelled) == first and len(solution) == 7 + n_distractor
         behind = [task.vocab[ids[p]] for p in positions[first + 1 :]]  # still found where they stand, in chain order
-        assert sorted(behind) == sorted(variable for variable, value in solution.items() if value is None)
+        assert behind == [variable for variable, value in solution.items() if value is None]
         arguments = {variable: argument for variable, _, argument in lego.parse(text, task)}
         assert all(arguments[b] == a for a, b in zip(behind, behind[1:]))
+
+
+def test_dropped_clause_is_not_asked_at_its_argument():
+    """It stands nowhere, so what its argument is has no place either."""
+    task = lego.make_task("sign")
+    for drop in (0, 1, 3):
+        list(check_against_solver(task, lego.sample(task, 20, 4, generator(), drop=drop, arguments=True)))
 
 
 def test_drop_can_differ_from_sentence_to_sentence():
@@ -197,6 +258,8 @@ def test_larger_alphabet_goes_on_behind_z():
 @pytest.mark.parametrize("arguments", [
     dict(n_clauses=0), dict(n_clauses=27), dict(n_clauses=20, n_distractor=7), dict(n_clauses=3, n_distractor=-1),
     dict(n_clauses=3, drop=3), dict(n_clauses=3, drop=-1), dict(n_clauses=1, drop=0), dict(n_clauses=3, drop="all"),
+    dict(n_clauses=3, drop=1, branch=0.5), dict(n_clauses=3, drop="random", parents=[0, 1, 2]),
+    dict(n_clauses=3, drop=torch.tensor([0, 1]), branch=0.5),
 ])
 def test_sample_refuses_lengths_out_of_range(arguments):
     with pytest.raises(ValueError, match="expected"):
@@ -224,27 +287,67 @@ def test_worked_example_of_the_docstring():
 
 
 @pytest.mark.parametrize("text, quoted, expected", [
-    ("", "sentence ''", "expected clauses"),
+    ("", "clause ''", "expected variable=operation argument"),
     (" ; ", "clause ''", "expected variable=operation argument"),
     ("a=+1; b*-a", "clause 'b*-a'", "expected variable=operation argument"),
-    ("a=+1; b=~a", "clause 'b=~a'", "an operation of + -"),
-    ("a=+1; b=-\na c", r"clause 'b=-\na c'", "expected variable=operation argument"),
-    ("a=+1; B=-a", "clause 'B=-a'", "a variable of a b ... z"),
+    ("a=+1; b=~a", "clause 'b=~a'", "the operations +, -"),
+    ("a=+1; b=-\x1ba", r"clause 'b=-\x1ba'", "expected variable=operation argument"),
+    ("a=+1\nb=-\na c", "clause 'b=-'", "expected variable=operation argument"),
+    ("a=+1; B=-a", "clause 'B=-a'", "variables a to z"),
     ("a=+1; b=-2", "clause 'b=-2'", "the root 1"),
-    ("a=+1; b=a", "clause 'b=a'", "an operation of + -"),
-    ("a=+1;; b=-a", "clause ''", "expected variable=operation argument"),
-    ("v26=+1", "clause 'v26=+1'", "a variable of a b ... z"),
+    ("a=+1; b=a", "clause 'b=a'", "the operations +, -"),
+    ("\n,;", "clause ''", "expected variable=operation argument"),
+    ("v26=+1", "clause 'v26=+1'", "variables a to z"),
     ("a=+1; b=-a; a=-1", "clause 'a=-1'", "expected once"),
-    ("a=+1; b=-c", "clause 'b=-c'", "expected another clause that assigns it"),
     ("a=+b; b=-a", "clause 'a=+b'", "expected to reach the root 1"),  # a cycle, no root
     ("a=-1; b=+c; c=+b", "clause 'b=+c'", "expected to reach the root 1"),
     ("a=-a", "clause 'a=-a'", "expected to reach the root 1"),
+    ("d=+x; a=+1; b=+c; c=-b", "clause 'b=+c'", "expected to reach the root 1"),  # d is no error, the circle is
 ])
 def test_bad_sentence_is_quoted_with_what_was_expected(text, quoted, expected):
     with pytest.raises(ValueError) as error:
         lego.solve(text, lego.make_task("sign"))
     message = str(error.value)
     assert quoted in message and expected in message and "\n" not in message
+
+
+@pytest.mark.parametrize("text", [
+    "a=+1,b=-a,c=+b", "a=+1\nb=-a\n\nc=+b\n", "a=+1\r\nb=-a\r\nc=+b", " a = + 1 ;; b=-a ,; c=+b;",
+    "a=+1; b=\u2212a; c=+b", "a=+1; b=\u2013a; c=+b", "a = val 1; b = not a; c = val b", "a=val 1, b=not a, c=+b",
+])
+def test_sentence_in_another_notation_is_the_same_sentence(text):
+    """Commas, lines, empty clauses, the minus signs of typesetting, and the words of the official code."""
+    assert lego.parse(text, lego.make_task("sign")) == [("a", "+", "1"), ("b", "-", "a"), ("c", "+", "b")]
+
+
+def test_words_of_the_official_code_are_for_its_task_alone():
+    with pytest.raises(ValueError, match="clause 'a=val 1': expected"):
+        lego.parse("a=val 1", lego.make_task("d3"))
+    with pytest.raises(ValueError, match="clause 'a=notb': expected"):
+        lego.parse("a=notb", lego.make_task("sign"))
+
+
+def shown(text, task):
+    """The form that the error line of a bad sentence shows."""
+    with pytest.raises(ValueError) as error:
+        lego.parse(text, task)
+    return re.search("such as '(.*?)', with", str(error.value))[1]
+
+
+@pytest.mark.parametrize("name, text, right", [
+    ("sign", "a=1", "a=+1"), ("sign", "b=a", "b=+a"), ("sign", "a=+1; c -b", "c=-b"), ("sign", "b=~a", "b=+a"),
+    ("sign", "a=+1=-b", "a=+b"), ("sign", "", "a=+1"), ("d3", "b=r2*a", "b=r2 a"), ("d3", "q=p", "q=r0 p"),
+    ("c5", "b=+3-a", "b=+3 a"), ("s3", "b=[231]*a", "b=[231]a"),
+])
+def test_error_line_shows_the_right_form_of_that_very_clause(name, text, right):
+    assert shown(text, lego.make_task(name)) == right
+
+
+@pytest.mark.parametrize("name, text", [
+    ("sign", "1=+a"), ("sign", "1 a=-b"), ("c5", "=+2 0"), ("c5", "ab=+0 c"), ("d3", "B=r1"), ("s3", "=[231]a")])
+def test_form_that_an_error_line_shows_is_one_that_can_be_read(name, text):
+    task = lego.make_task(name)
+    assert len(lego.parse(shown(text, task), task)) == 1
 
 
 # ---- the command line
@@ -260,6 +363,7 @@ def test_command_line_solves_a_sentence_in_chain_order(monkeypatch, capsys):
     lines = run(monkeypatch, capsys, "b=-a; c=+b; a=+1").splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["a=+1", "a", "is", "+1"], ["b=-a", "b", "is", "-1"], ["c=+b", "c", "is", "-1"]]
+    assert run(monkeypatch, capsys, "b=-a").split() == ["b=-a", "b=-a", "b", "is", "not", "determined"]
 
 
 def test_command_line_without_sentence_prints_solved_ones(monkeypatch, capsys):
@@ -268,7 +372,7 @@ def test_command_line_without_sentence_prints_solved_ones(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["a=*1"], ["--task=c1"], ["--tusk=d3"], ["a=+1", "b=+1"], ["--n_clauses=x"],
-                                       ["--n_clauses=1025"], ["--n_clauses=0"], ["a=+1", "--n_clauses=3"]])
+                                       ["--n_clauses=1025"], ["--n_clauses=0"]])
 def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, capsys, *arguments)
@@ -279,9 +383,9 @@ def test_command_line_refuses_in_one_line(monkeypatch, capsys, arguments):
 
 @pytest.mark.parametrize("name, n_names", [("sign", 26), ("d3", 40), ("c5", 3), ("s4", 26)])
 def test_mutated_sentence_is_solved_or_refused_in_one_line(monkeypatch, capsys, mutate, name, n_names):
-    """1000 each: what parses is read back from its own tokens, and every value follows from the one before it."""
+    """500 each: what parses is read back from its own tokens, and every value follows from the one before it."""
     task, solved = lego.make_task(name, n_names), 0
-    for ids in lego.sample(task, 1000, min(n_names, 8), generator()).tokens:
+    for ids in lego.sample(task, 500, min(n_names, 8), generator()).tokens:
         text = mutate(lego.decode(ids, task))
         try:
             values = lego.solve(text, task)
@@ -290,9 +394,11 @@ def test_mutated_sentence_is_solved_or_refused_in_one_line(monkeypatch, capsys, 
             continue
         clauses, solved = lego.parse(text, task), solved + 1
         assert lego.solve(lego.decode(lego.encode(text, task), task), task) == values, ascii(text)
-        index = {task.root_symbol: task.root, **{v: task.values.index(value) for v, value in values.items()}}
+        index = {task.root_symbol: 0, **{v: task.values.index(value) for v, value in values.items() if value}}
         for variable, operation, argument in clauses:
-            assert task.action[task.operations.index(operation), index[argument]] == index[variable], ascii(text)
+            assert (variable in index) == (argument in index), ascii(text)
+            if argument in index:
+                assert task.action[task.operations.index(operation), index[argument]] == index[variable], ascii(text)
     assert solved > 5
     for arguments in [[mutate(f"--task={name}"), "a=+1"] for _ in range(100)]:
         try:
@@ -309,7 +415,7 @@ def corpus(tmp_path):
     """Four different documents over few words, and one word that the vocabulary has no room for."""
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(f"Alpha{i % 3}, x = beta;" for i in range(60)) + " rare", encoding="utf-8")
-    return lego.read_corpus(str(path), n_words=39, folder=str(tmp_path))
+    return lego.read_corpus(str(path), n_words=39)
 
 
 def test_words():
@@ -325,25 +431,10 @@ def test_corpus_keeps_the_symbols_and_holds_documents_out(corpus):
     assert (corpus.test == lego.END).sum() == 1 and (corpus.train == lego.END).sum() == 3  # equal documents count once
 
 
-def test_corpus_is_read_once_and_again_when_the_file_is_another(tmp_path, monkeypatch):
-    path = tmp_path / "text.txt"
-    path.write_text("one two\n\nthree")
-    read = lambda: lego.read_corpus.__wrapped__(str(path), folder=str(tmp_path / "out"))
-    first = read()
-    with monkeypatch.context() as patch:
-        patch.setattr(lego, "split_words", None)  # would fail
-        assert read().vocab == first.vocab
-    path.write_text("one two\n\nthree four")
-    assert "four" in read().vocab
-    for cache in (tmp_path / "out").iterdir():
-        cache.write_bytes(b"half of")
-    assert "four" in read().vocab
-
-
 def test_text_without_empty_lines_is_taken_by_lines(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"line {chr(97 + i)}" for i in range(26)))
-    corpus = lego.read_corpus(str(path), folder=str(tmp_path))
+    corpus = lego.read_corpus(str(path))
     assert [corpus.vocab[i] for i in corpus.test] == ["line", "a", "[END]", "line", "u", "[END]"]
     assert len(corpus.train) == 24 * 3
 
@@ -353,7 +444,7 @@ def test_hidden_words_are_as_in_bert(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(" ".join(f"w{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(5000)))
     path.write_text("held out\n\n" + path.read_text())
-    corpus = lego.read_corpus(str(path), n_words=1000, folder=str(tmp_path))
+    corpus = lego.read_corpus(str(path), n_words=1000)
     batch = lego.sample_words(corpus, 500, 40, torch.Generator().manual_seed(0))
     assert batch.tokens.shape == (500, 40) and batch.positions.shape == batch.values.shape == (500, 6)
     assert all(len(set(row.tolist())) == 6 for row in batch.positions)
@@ -368,67 +459,22 @@ def test_hidden_words_are_as_in_bert(tmp_path):
 
 
 @pytest.mark.parametrize("content, expected", [
-    (None, "expected a text file"), (b"", "this is empty"), (b"  \n ", "this is empty"),
-    (b"one line", "expected at least 2"), (b"\x80\x81\xff", "expected UTF-8 text"), (b"a\0b", "this is binary")])
+    (None, "No such file"), (b"", "this is empty"), (b"  \n ", "this is empty"),
+    (b"one line", "expected at least 2"), (b"\x80\x81\xff", "expected UTF-8 text"), (b"a\0b", "or binary")])
 def test_bad_corpus_is_named(tmp_path, content, expected):
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"corpus={path}: .*{expected}"):
-        lego.read_corpus(str(path), folder=str(tmp_path))
+        lego.read_corpus(str(path))
 
 
 def test_docstrings_are_the_text_that_is_always_there(tmp_path, monkeypatch):
+    """Collected once; the file is read again."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lego, "LIBRARIES", ("tqdm",))
-    corpus = lego.read_corpus.__wrapped__(folder=str(tmp_path))
+    corpus = lego.read_corpus.__wrapped__()
     assert len(corpus.train) > 1000 and {"progress", "bar", "iterable"} <= set(corpus.vocab)
-    again = lego.read_corpus.__wrapped__(folder=str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(lego.ast, "parse", None)  # would fail
+    again = lego.read_corpus.__wrapped__()
     assert again.vocab == corpus.vocab and torch.equal(again.train, corpus.train)
-
-
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("i", [0, 2, 4])
-def test_changed_operation_agrees_with_solver(name, i):
-    """One token of every sentence differs, the operation of that clause; the labels are those of the new sentence."""
-    task = lego.make_task(name)
-    batch = lego.sample(task, 20, 5, generator(), n_distractor=2)
-    changed = lego.change_operation(batch, task, i, generator(1))
-    differs = (changed.tokens != batch.tokens).nonzero()
-    assert differs.tolist() == [[b, batch.positions[b, i] + 2] for b in range(20)]
-    for b in range(20):
-        truth = lego.solve(lego.decode(changed.tokens[b], task), task)
-        names = [task.vocab[changed.tokens[b, p]] for p in changed.positions[b]]
-        assert [truth[name] for name in names] == [task.values[v] for v in changed.values[b]]
-    same = changed.values == batch.values
-    assert same[:, :i].all() and not same[:, i].any()
-
-
-def test_count_of_a_whole_chain_is_its_end_where_order_does_not_matter():
-    for name in ("sign", "c5"):
-        task = lego.make_task(name)
-        batch = lego.sample(task, 50, 6, generator())
-        truth = [lego.solve(lego.decode(ids, task), task) for ids in batch.tokens]
-        counted = [task.values[v] for v in lego.count_operations(batch.tokens, task)]
-        assert counted == [list(values.values())[-1] for values in truth]
-        beside = lego.sample(task, 400, 4, generator(), n_distractor=2)  # it says nothing of a chain beside another
-        agreement = (lego.count_operations(beside.tokens, task) == beside.values[:, -1]).double().mean().item()
-        assert agreement == pytest.approx(1 / len(task.values), abs=0.1)
-
-
-def test_count_of_operations_by_hand():
-    task = lego.make_task("sign")
-    texts = ["b=-a; c=+b; a=-1;", "b=-a; c=+b; d=+1;", "b=-a; c=-d; a=-1;"]
-    tokens = torch.stack([lego.encode(text, task) for text in texts])
-    assert [task.values[v] for v in lego.count_operations(tokens, task)] == ["+1", "-1", "-1"]
-    d3 = lego.make_task("d3")  # its order matters: r1 s0 is not s0 r1, and neither chain of names is looked at
-    tokens = torch.stack([lego.encode(text, d3) for text in ("b=r1 a; a=s0 1;", "a=s0 1; b=r1 a;")])
-    first, second = (d3.values[v] for v in lego.count_operations(tokens, d3))
-    assert first != second == lego.solve("a=s0 1; b=r1 a", d3)["b"]
-
-
-def test_change_of_a_clause_that_is_not_there_is_refused():
-    task = lego.make_task("sign")
-    with pytest.raises(ValueError, match="clause 3: expected 0 to 2"):
-        lego.change_operation(lego.sample(task, 4, 3, generator()), task, 3)
-    with pytest.raises(ValueError, match="without a dropped clause"):
-        lego.change_operation(lego.sample(task, 4, 3, generator(), drop=1), task, 0)

@@ -1,0 +1,204 @@
+"""
+What the figures share: a command line that makes the runs that are missing, saves each as it arrives, and draws.
+
+    python -m figures.NAME              says what figures/NAME.json holds, trains what it lacks, and draws NAME.png
+    python -m figures.NAME --again      trains all of it anew
+"""
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import lego
+import train
+from model import read_checkpoint
+
+FOLDER = Path(__file__).parent
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files
+
+
+def save(name, numbers):
+    """Writes figures/<name>.json as a whole; call it after every run, so that a stop loses nothing."""
+    lego.write(FOLDER / f"{name}.json", lambda beside: beside.write_text(json.dumps(numbers)))
+
+
+def load(name) -> dict:
+    """The numbers of figures/<name>.json. Raises ValueError if they are not there."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        raise ValueError(f"figures/{name}.json: expected this figure's numbers; python -m figures.{name} makes them")
+    return json.loads(path.read_text())
+
+
+def saved(name) -> dict:
+    """As `load`, but empty where there is nothing yet."""
+    return load(name) if (FOLDER / f"{name}.json").exists() else {}
+
+
+def found(name, groups) -> dict:
+    """
+    {label: [history, ...]} of what figures/<name>.json holds of {label: [config, ...]}, None where it does not. Dials
+    that one of the two does not know, since they came or went after the run, are not compared.
+    """
+    histories = [(history, as_today(history["config"])) for runs in saved(name).values() for history in runs]
+    is_of = lambda saved, dials: all(saved.get(k, v) == v for k, v in dials.items())
+    find = lambda dials: next((history for history, saved in histories if is_of(saved, dials)), None)
+    return {label: [find(asdict(config)) for config in configs] for label, configs in groups.items()}
+
+
+def as_today(config) -> dict:
+    """The dials of a saved run in today's words: once there were only chains, and mimicking was a dial of its own."""
+    return {"branch": 0.0, **config, **({"task": "mimic"} if config.get("mimic") else {})}
+
+
+def is_missing(name, groups) -> bool:
+    """Whether figures/<name>.json lacks a run of {label: [config, ...]}."""
+    return not all(all(histories) for histories in found(name, groups).values())
+
+
+def complete(histories) -> dict:
+    """{label: [history, ...]} without the runs that are not there, and without the labels that have none."""
+    return {label: [run for run in runs if run] for label, runs in histories.items() if any(runs)}
+
+
+def redraw(name, draw, groups=None):
+    """Draws figures/<name>.png from its saved numbers: of runs, those of `groups`, {label: [config, ...]}, if any."""
+    numbers = load(name) if groups is None else complete(found(name, groups))
+    if not numbers:
+        return print(f"{name}: none of its runs is saved, so there is no picture; python -m figures.{name} trains them")
+    figure = draw(numbers)
+    lego.write(FOLDER / f"{name}.png", lambda beside: figure.savefig(beside, dpi=150, format="png"))
+    print(f"wrote figures/{name}.png")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# command lines
+
+
+def main(name, draw, groups, run=None, prepare=None, scales=("laptop",)):
+    """
+    A figure's command line.
+
+    groups    returns {label: [config of every seed]}, given one of the scales if there are several
+    run       makes the history of a config, a function of a module; None: train.train
+    prepare   is given the configs that will be trained, and makes what they start from
+    scales    the figure's sizes; --scale=NAME picks one, with files of its own: <name>_<scale>; the first is usual
+    """
+    lego.command_line(lambda arguments: make(name, draw, groups, arguments, run, prepare, scales))
+
+
+def make(name, draw, groups, arguments, run=None, prepare=None, scales=("laptop",)):
+    """As `main`. Raises ValueError for an argument that it does not know."""
+    options = ["--again", *(f"--scale={scale}" for scale in scales if len(scales) > 1)]
+    for argument in arguments:
+        if argument not in options:
+            raise ValueError(f"'{argument}': expected {' or '.join(options)}, or nothing")
+    scale = next((argument[8:] for argument in arguments if argument != "--again"), scales[0])
+    configs = groups(scale) if len(scales) > 1 else groups()
+    name = name if scale == scales[0] else f"{name}_{scale}"
+    train_all(name, configs, run, prepare, again="--again" in arguments)
+    redraw(name, draw, configs)
+
+
+def train_all(name, groups, run=None, prepare=None, again=False):
+    """
+    Says what figures/<name>.json holds of {label: [config, ...]}, and trains the rest into it; `again`: all of it. A
+    run with the same dials is kept, so a stopped figure goes on; other runs leave the file with the first new one.
+    """
+    histories = found(name, groups)
+    kept = [history for runs in histories.values() for history in runs if history]
+    n_runs = sum(map(len, groups.values()))
+    if again:
+        histories = {label: [None] * len(configs) for label, configs in groups.items()}
+    missing = [(label, i) for label, runs in histories.items() for i, history in enumerate(runs) if not history]
+    machines = dict.fromkeys(f"{run['hardware']}, torch {run['torch']}" for run in kept if "hardware" in run)
+    print(f"{name}: {len(kept)} of {n_runs} runs are saved in figures/{name}.json"
+          + f" ({' and '.join(machines)})" * bool(machines)
+          + (f"; training {len(missing)}" if missing else "; nothing to train; --again trains them anew"))
+    configs = [groups[label][i] for label, i in missing]
+    if prepare and configs:
+        prepare(configs)
+    for k, history in train_each(configs, run):
+        label, i = missing[k]
+        histories[label][i] = history
+        save(name, complete(histories))
+
+
+def main_measured(name, measure, present):
+    """
+    The command line of a figure that times this machine: measures, by measure(device, save), what is not saved, or with
+    --again all of it, and calls present(name). The files of a GPU are called <name>_gpu.
+    """
+    def make(arguments):
+        if arguments not in ([], ["--again"]):
+            raise ValueError(f"'{' '.join(arguments)}': expected --again, or nothing")
+        device = train.pick_device("auto")
+        of_device = name if device.type == "cpu" else f"{name}_gpu"
+        numbers = saved(of_device)
+        if "seconds" in numbers and not arguments:  # `measure` writes this last
+            print(f"{of_device}: saved in figures/{of_device}.json ({numbers['hardware']}, torch {numbers['torch']}); "
+                  "--again measures this machine")
+        else:
+            print(f"{of_device}: measuring this machine into figures/{of_device}.json")
+            measure(device, save=lambda numbers: save(of_device, numbers))
+        present(of_device)
+    lego.command_line(make)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# training
+
+
+def make_checkpoints(configs):
+    """Trains the configs whose out_dir does not hold the checkpoint of that very run, run to its end."""
+    def is_there(config):
+        try:
+            checkpoint = read_checkpoint(config.out_dir)
+        except ValueError:
+            return False
+        history = json.loads(checkpoint["history"])
+        return checkpoint["config"] == asdict(config) and (
+            history["step"][-1] == config.max_steps or train.reached_stop_at(history))
+    for _ in train_each([config for config in configs if not is_there(config)]):
+        pass
+
+
+def train_each(configs, run=None):
+    """
+    Trains every config and yields (its place in the list, history) as they end. Without a GPU as many runs at a time as
+    there are cores, each on one thread, which small models gain by. `run` as in `main`.
+    """
+    run, n_processes = run or train.train, torch.get_num_threads()
+    if not configs or n_processes == 1 or train.pick_device(configs[0].device).type != "cpu":
+        for i, config in enumerate(configs):
+            yield i, run(config)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    pool = ProcessPoolExecutor(min(len(configs), n_processes), spawn, _one_quiet_thread)
+    try:
+        runs = {pool.submit(run, config): i for i, config in enumerate(configs)}
+        for done in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run", dynamic_ncols=True):
+            yield runs[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_quiet_thread():
+    """How each process of `train_each` begins: the others have threads and something to say, too."""
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+
+
+def settled(history, n, at=0.999):
+    """The place of the evaluation from which on the first n variables are at `at` or better to the end, or None."""
+    good = [min(accuracies[:n]) >= at for accuracies in history["accuracy"]]
+    return next((i for i in range(len(good)) if all(good[i:])), None)

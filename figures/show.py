@@ -1,0 +1,207 @@
+"""What a run shows: its plot, and sentences with the model's answers beside the truth. train.py calls these."""
+import itertools
+import textwrap
+
+import torch
+
+import lego
+from model import predict
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, GRAY = (  # told apart by readers who are colour-blind (Okabe and Ito)
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666")
+
+
+def picture(title, n_rows=1, n_columns=1, width=9.0, height=4.6, caption=""):
+    """A figure of one message: (figure, array of its axes). The title is the finding, the caption names the dials."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    figure.suptitle(title, fontweight="bold", fontsize=12)
+    if caption:
+        figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize=8, color=GRAY)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def label_ends(axes, ends, gap=0.045):
+    """Writes labels at the right ends of lines, moved apart where they would overlap: [(y, text, colour), ...]."""
+    taken, (x, _) = -1.0, (axes.get_xlim(), axes.get_ylim())  # asking for them settles the limits
+    for y, text, color in sorted(ends):
+        place = axes.transAxes.inverted().transform(axes.transData.transform((x[1], y)))[1]  # a share of the height
+        taken = max(place, taken + gap)
+        axes.annotate(text, (1, taken), xytext=(5, 0), xycoords="axes fraction", textcoords="offset points",
+                      color=color, va="center", fontsize=9, annotation_clip=False)
+
+
+def mark(axes, value, text="chance", vertical=False, place=0.99):
+    """A dotted line at a value to compare with, and its name, at a share `place` of the other axis."""
+    (axes.axvline if vertical else axes.axhline)(value, color=GRAY, linestyle=":", linewidth=1, zorder=0)
+    at, shift = ((value, place), (3, 0)) if vertical else ((place, value), (0, 2))
+    axes.annotate(text, at, xytext=shift, textcoords="offset points", fontsize=8, color=GRAY,
+                  xycoords=("data", "axes fraction") if vertical else ("axes fraction", "data"),
+                  ha="left" if vertical else "right", va="top" if vertical else "bottom")
+
+
+def dots(axes, rows):
+    """A dot plot: for each (label, numbers, colour), from the top down, a row with a dot for each number."""
+    for y, (_, numbers, color) in enumerate(rows):
+        places = [y + 0.16 * (i - (len(numbers) - 1) / 2) for i in range(len(numbers))]
+        axes.plot(numbers, places, "o", color=color, markersize=7, alpha=0.75, markeredgewidth=0, clip_on=False)
+        axes.axhspan(y - 0.5, y + 0.5, color=GRAY, alpha=0.08 * (y % 2), linewidth=0)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def lines(axes, x, runs, color, **line):
+    """A thin line for each of some runs (runs, points), and a thick one for their mean."""
+    runs = torch.as_tensor(runs, dtype=torch.float64)
+    axes.plot(x, runs.T, color=color, linewidth=0.8, alpha=0.5, **line)
+    axes.plot(x, runs.mean(0), color=color, linewidth=2.2, **line)
+
+
+def band(axes, x, runs, color, label=None, alpha=0.12, **line):
+    """A line for the mean of some runs (runs, points), and a band from the worst to the best of them."""
+    runs = torch.as_tensor(runs)
+    axes.plot(x, runs.mean(0), color=color, label=label, **line)
+    axes.fill_between(x, runs.amin(0), runs.amax(0), color=color, alpha=alpha, linewidth=0)
+
+
+def span(numbers, form="{:.0f}") -> str:
+    """'12 to 34', or '12' if both ends read the same."""
+    return " to ".join(dict.fromkeys(form.format(end) for end in (min(numbers), max(numbers))))
+
+
+def draw_accuracy(axes, histories):
+    """The test accuracy of every variable over training: mean of runs that differ in the seed, worst to best shaded."""
+    from matplotlib import colormaps
+
+    config, steps = histories[0]["config"], histories[0]["step"]
+    n, n_supervised = config["n_clauses"], config["n_supervised"]
+    runs = 100 * torch.tensor([history["accuracy"] for history in histories])  # (runs, evaluations, n), percent
+    chance = 100 / len(lego.make_task(config["task"]).values)
+    for i in range(n):
+        color, labelled = colormaps["viridis"](0.9 * i / max(1, n - 1)), i < n_supervised
+        band(axes, steps, runs[:, :, i], color, f"{i + 1}{'' if labelled else ', unlabelled'}", alpha=0.08,
+             linewidth=2, linestyle="-" if labelled else "--")
+    axes.axhline(chance, color="gray", linestyle=":", label="chance")
+    axes.text(steps[-1], chance - 1, f"chance, {chance:.3g}% ", color="dimgray", ha="right", va="top",
+              bbox=dict(facecolor="white", alpha=0.8, linewidth=0, pad=1))
+    axes.set(xlabel=f"training steps, of {config['batch_size']} sentences each", ylabel="test accuracy (%)",
+             xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))
+
+
+def describe(history) -> str:
+    """A run in words: what model, on what machine."""
+    c = history["config"]
+    return (f"{c['attention']} attention, {'tied' if c['tied'] else 'untied'}, width {c['n_embd']}, "
+            f"{history['n_parameters']:,} parameters; {history['seconds'][-1]:.0f} s of training on "
+            f"{history['hardware']}; seed {c['seed']}")
+
+
+def plot(history, path):
+    """The plot of a run as PNG: the accuracy of every variable, or for words and mimicking the loss."""
+    c, last = history["config"], history["accuracy"][-1]
+    if c["task"] not in ("words", "mimic"):
+        labelled, others = last[: c["n_supervised"]], last[c["n_supervised"] :]
+        title = f"LEGO {c['task']}: the {len(labelled)} labelled variables end at {100 * min(labelled):.1f}% or better"
+        title += f", the {len(others)} unlabelled at {100 * min(others):.1f}%" if others else ""
+        figure, ((axes,),) = picture(title, caption=describe(history))
+        draw_accuracy(axes, [history])
+        axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+                    ncols=1 + len(last) // 18, fontsize=9)
+    else:
+        what = "KL(attention || pattern)" if c["task"] == "mimic" else "cross-entropy of a hidden word"
+        title = f"the {what} ends at {history['test_loss'][-1]:.3f} nats"
+        title += f", {100 * last[0]:.1f}% of the words are right" if last else ""
+        figure, ((axes,),) = picture(title, caption=describe(history))
+        axes.plot(history["step"][1:], history["loss"][1:], color=SKY, label="training")
+        axes.plot(history["step"], history["test_loss"], color=RED, marker="o", markersize=3, label="test")
+        axes.legend(frameon=False)
+        axes.set(xlabel=f"training steps, of {c['batch_size']} sentences each", ylabel=f"{what} (nats)", ylim=(0, None))
+    lego.write(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+    print(f"wrote {path}")
+
+
+@torch.no_grad()
+def answer(model, task, text, path=None, n_shown=40):
+    """
+    Prints, for each variable of a sentence in order of depth, what the model says, how sure it is, and the truth; only
+    a summary if there are more than n_shown. Draws the beliefs after every loop into `path`, if the model has loops.
+    """
+    truth, clauses = lego.solve(text, task), {clause[0]: clause for clause in lego.parse(text, task)}
+    tokens = lego.encode(text, task)[None].to(model.head.weight.device)  # (1, T)
+    order, depth = [*clauses], {task.root_symbol: 0}
+    for variable in truth:
+        depth[variable] = depth.get(clauses[variable][2], 0) + 1
+    positions = [lego.TOKENS_PER_CLAUSE * order.index(variable) for variable in truth]
+    loops = max(depth.values()) + 8 if model.config.carry != "none" else None  # one link a loop, and some to spare
+    probabilities = torch.stack([model.to_logits(x[0, positions]).softmax(-1) for x, _ in model.layers(tokens, loops)])
+    answers, n_loops = probabilities.argmax(-1), len(probabilities)  # (loops, n)
+    sure = (answers == answers[-1]) & (probabilities.amax(-1) > 0.9)
+    loop = torch.arange(1, n_loops + 1, device=answers.device)
+    settled = (~sure * loop[:, None]).amax(0) + 1  # the first loop after the last that gave another answer, or doubted
+    width, n_right, known = max(map(len, task.values)), 0, [value for value in truth.values() if value]
+    for i, (variable, value) in enumerate(truth.items()):
+        said, right = task.values[answers[-1, i]], task.values[answers[-1, i]] == value
+        n_right += right
+        if len(truth) > n_shown and (right or not value):
+            continue
+        line = f"{variable:>5}   model {said:>{width}}   probability {probabilities[-1, i].max():.4f}   "
+        if value:
+            line += f"truth {value:>{width}}   "
+            line += f"sure from loop {settled[i]} on   " * (model.config.tied and settled[i] <= n_loops)
+        else:
+            line += f"not determined: {lego.write_clause(*clauses[variable])}, and {clauses[variable][2]} is not known"
+        print((line + "wrong" * bool(value and not right)).rstrip())
+    if len(truth) > n_shown:
+        print(f"{n_right} of {len(known)} variables are right after {n_loops} loops, {len(truth) - len(known)} more "
+              f"are not determined" + f"; the model is sure of all from loop {settled.max()} on" * bool(
+                  settled.max() <= n_loops))
+    if path and model.config.tied:
+        n_rows = min(n_loops, max(settled[: len(known)].tolist(), default=1) + 2)
+        draw_answer(probabilities[:n_rows].cpu(), [lego.write_clause(*clauses[variable]) for variable in truth], task,
+                    f"{n_right} of {len(known)} right", path)
+
+
+def draw_answer(probabilities, clauses, task, found, path):
+    """The beliefs (loops, variables, values) of a sentence as a staircase: one row a loop, one column a variable."""
+    (sure, value), n_rows, n = probabilities.max(-1), len(probabilities), len(clauses)  # (loops, n)
+    figure, ((axes,),) = picture(f"{found}: each loop follows one more link",
+                                 width=min(30.0, max(6.0, 0.62 * n + 2.5)), height=min(30.0, max(3.2, 0.4 * n_rows + 2)),
+                                 caption="What the model believes after each loop. A column is a variable, under it its "
+                                         "clause, in order of depth. Dark: sure. White, ?: knows nothing.")
+    image = axes.imshow(100 * sure, cmap="Blues", vmin=100 / len(task.values), vmax=130, aspect="auto",
+                        extent=(0.5, n + 0.5, n_rows + 0.5, 0.5))
+    for i, j in itertools.product(range(n_rows), range(n)) if n <= 60 else ():
+        is_sure = sure[i, j] > 0.9
+        axes.text(j + 1, i + 1, task.values[value[i, j]] if is_sure else "?", ha="center", va="center", fontsize=10,
+                  color="white" if is_sure else "gray")
+    axes.set(ylabel="after loop", yticks=range(1, n_rows + 1, 1 + n_rows // 30))
+    axes.set_xticks(range(1, n + 1), clauses, rotation=0 if n <= 12 else 90) if n <= 60 else axes.set(xlabel="variable")
+    figure.colorbar(image, ax=axes, label="probability of the likeliest value (%)",
+                    boundaries=range(int(100 / len(task.values)), 101), ticks=[100 / len(task.values), 100])
+    lego.write(path, lambda beside: figure.savefig(beside, dpi=120, format="png"))
+    print(f"wrote {path}")
+
+
+def examples(model, task, batch, n_shown=2):
+    """Shows what the model answers: sentences with the most mistakes, or windows of text with their hidden words."""
+    n_loops = batch.depths.max().item() + 4 if model.config.carry != "none" else None
+    predictions = predict(model, batch, n_loops)
+    if isinstance(task, lego.Corpus):
+        for tokens, positions, values, guesses in zip(*(x[:n_shown] for x in batch[:3]), predictions):
+            words = [task.vocab[t] for t in tokens]
+            for position, value, guess in zip(positions, values, guesses):
+                if value != lego.IGNORE:
+                    words[position] = f"[{task.vocab[value]}" + f", not {task.vocab[guess]}" * bool(guess != value) + "]"
+            print(textwrap.indent(textwrap.fill(" ".join(words), 112), "    ") + "\n")
+        return
+    mistakes = (predictions != batch.values).sum(1)
+    print(f"{int((mistakes > 0).sum())} of {len(mistakes)} new sentences have a mistake; some of the sentences:")
+    for i in mistakes.argsort(descending=True, stable=True)[:n_shown]:
+        text = lego.decode(batch.tokens[i], task)
+        print(text)
+        answer(model, task, text)
