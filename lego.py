@@ -157,9 +157,11 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
         raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all at most "
                          f"n_names={len(task.names)}")
     is_chain = parents is None and not torch.is_tensor(branch) and branch == 0
+    if drop is not None and (N == 1 or not is_chain):
+        raise ValueError(f"drop={drop}: expected None for a single clause, and for branches")
     if drop is not None and not torch.is_tensor(drop):
-        if N == 1 or not is_chain or (drop != "random" and drop not in range(n)):
-            raise ValueError(f"drop={drop}: expected random or a chain index up to {n - 1}, and a clause that remains")
+        if drop != "random" and drop not in range(n):
+            raise ValueError(f"drop={drop}: expected random or a chain index up to {n - 1}")
         low, high = (0, n) if drop == "random" else (drop, drop + 1)
         drop = torch.randint(low, high, (B,), generator=generator, device=device)
     rand = lambda *size: torch.rand(*size, generator=generator, device=device)
@@ -198,7 +200,7 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     positions, depths = positions.gather(1, by_depth), depths[:, 1:].gather(1, by_depth)
     asked = values[:, 1:].gather(1, by_depth)
     if arguments:  # three tokens after the variable
-        at_arguments = values.gather(1, parents.gather(1, by_depth))
+        at_arguments = values.gather(1, parents.gather(1, by_depth)).masked_fill(asked == IGNORE, IGNORE)
         positions, depths = torch.cat((positions, positions + 3), 1), depths.repeat(1, 2)
         asked = torch.cat((asked, at_arguments), 1)
     return Batch(tokens, positions, asked, depths)
@@ -238,7 +240,8 @@ def parse(text, task) -> list[tuple[str, str, str]]:
     if None in matches:
         clause = clauses[matches.index(None)]
         symbols, meant = re.findall(rf"\b(?:{name}|{root})\b", clause), re.findall(operation, clause)
-        variable, argument = (symbols[0], symbols[-1]) if len(symbols) > 1 else (task.names[0], root)
+        variable = next((symbol for symbol in symbols if symbol != root), task.names[0])
+        argument = symbols[-1] if symbols and symbols[-1] != variable else root
         right = write_clause(variable, meant[0] if meant else task.operations[0], argument)
         some = ", ".join(task.operations[:6]) + ", ..." * (len(task.operations) > 6)
         raise ValueError(f"clause {clause!r}: expected variable=operation argument, such as '{right}', with variables "

@@ -149,7 +149,7 @@ RULES = """
     task != "mimic" or (attention == "vanilla" and n_head > 1)
 """
 
-BERT = dict(attention="vanilla", tied=False)
+BERT = dict(attention="vanilla", tied=False, branch=0.0)
 PRESETS = {  # other dials on the command line override these
     # A compact BERT (ALBERT with --tied=True) that learns from random weights in 4 minutes on a CPU
     "vanilla": dict(

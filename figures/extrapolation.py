@@ -113,6 +113,18 @@ def table(runs):
     return lines
 
 
+def ablations(runs):
+    """Lines of figures/README.md: sentences right in %, of every seed, for the variants of the default."""
+    return [f"{test:<20}{label:<30}" + ", ".join(f"{percent(history, test):.3g}" for history in runs[label])
+            for test in FEW for label in VARIANTS if label in runs and label != "d3"]
+
+
+def lowest(runs):
+    """In words, for figures/README.md: the least that each seed keeps of what its loops can reach."""
+    return "; ".join(f"{label} " + ", ".join(f"{100 * min(history['keeps']):.3g}" for history in runs[label]) + "%"
+                     for label in ("default", "state handed on"))
+
+
 def draw_shapes(axes, runs):
     """One row for every shape of sentence, a dot for every seed."""
     for label, color, shift in (("default", show.BLUE, -0.16), ("d3", show.RED, 0.16)):
@@ -167,8 +179,8 @@ def draw(runs):
     figure, axes = show.picture(
         f"Labels for {c['n_supervised']} of {c['n_clauses']} variables: {sum(x == 100 for x in longest)} of "
         f"{len(longest)} seeds follow chains of 1,000 links, and most graphs", 1, 3, 16, 6.2,
-        f"The default of train.py ({c['max_steps']} steps, {history['n_parameters']:,} parameters), tested on sentences "
-        f"that it has not seen, with {SPARE} loops more than the deepest variable needs. A dot or a line is a seed. "
+        f"The default of train.py ({c['max_steps']} steps, {history['n_parameters']:,} parameters; d3: 600), asked for "
+        f"sentences that it has not seen, with {SPARE} loops more than the deepest variable needs. A dot or line is a seed. "
         f"{history['hardware']}, torch {history['torch']}.")
     draw_shapes(axes[0, 0], runs)
     draw_ablations(axes[0, 1], runs)

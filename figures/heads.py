@@ -152,8 +152,8 @@ def draw(models):
             *(max(tops[kind]["LEGO"]) for kind in KINDS)), 2, 2, 10, 8.2,
         f"above: one sentence, and the best heads of seed {shown['config']['seed']}, trained on LEGO; orange: left-"
         "hand sides, the variables that clauses assign, where values are read. Below: a dot is a seed's best head, "
-        "mean over the left-hand sides of 64 sentences; trained to look so: on these two patterns, without a label. Vanilla "
-        "attention, width 64 (MiniLM: 384), 6 layers (trained on LEGO: 3)")
+        "mean over the left-hand sides of 64 sentences; trained to look so: on these two patterns, without a label. "
+        "Vanilla attention, width 64 (MiniLM: 384), 6 layers (trained on LEGO: 3)")
     for kind, (above, below) in zip(KINDS, axes.T):
         image = above.imshow(100 * np.array(shown["heads"]["maps"][kind]), cmap="Blues", vmin=0, vmax=100)
         above.set(title=f"{kind}: it looks {looks[kind]}", xlabel="token looked at", ylabel="token that looks")

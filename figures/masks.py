@@ -27,7 +27,7 @@ def draw(numbers):
     local = window.weights(len(text)).detach()
     masks = {"association: identical tokens": association, "manipulation: the neighbours": local,
              "one layer: the first, then the second": local @ association}
-    figure, axes = show.picture("One layer takes what is known of b, where it is defined, into the clause that needs it",
+    figure, axes = show.picture("One layer takes what is known of b from its definition into the clause that needs it",
                                 1, 3, 12, 4.9)
     for panel, (title, mask) in zip(axes[0], masks.items()):
         panel.imshow(mask, cmap="Blues", vmin=0)

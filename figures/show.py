@@ -1,6 +1,7 @@
 """What a run shows: its plot, and sentences with the model's answers beside the truth. train.py calls these."""
 import itertools
 import textwrap
+from bisect import bisect_right
 
 import torch
 
@@ -78,9 +79,10 @@ def draw_accuracy(axes, histories):
     """The test accuracy of every variable over training: mean of runs that differ in the seed, worst to best shaded."""
     from matplotlib import colormaps
 
-    config, steps = histories[0]["config"], histories[0]["step"]
+    config, steps = histories[0]["config"], sorted({step for history in histories for step in history["step"]})
     n, n_supervised = config["n_clauses"], config["n_supervised"]
-    runs = 100 * torch.tensor([history["accuracy"] for history in histories])  # (runs, evaluations, n), percent
+    latest = lambda history, step: history["accuracy"][bisect_right(history["step"], step) - 1]  # solved runs skip some
+    runs = 100 * torch.tensor([[latest(history, step) for step in steps] for history in histories])  # (runs, steps, n)
     chance = 100 / len(lego.make_task(config["task"]).values)
     for i in range(n):
         color, labelled = colormaps["viridis"](0.9 * i / max(1, n - 1)), i < n_supervised
@@ -170,9 +172,9 @@ def draw_answer(probabilities, clauses, task, found, path):
     """The beliefs (loops, variables, values) of a sentence as a staircase: one row a loop, one column a variable."""
     (sure, value), n_rows, n = probabilities.max(-1), len(probabilities), len(clauses)  # (loops, n)
     figure, ((axes,),) = picture(f"{found}: each loop follows one more link",
-                                 width=min(30.0, max(6.0, 0.62 * n + 2.5)), height=min(30.0, max(3.2, 0.4 * n_rows + 2)),
-                                 caption="What the model believes after each loop. A column is a variable, under it its "
-                                         "clause, in order of depth. Dark: sure. White, ?: knows nothing.")
+                                 width=min(30, max(6, 0.62 * n + 2.5)), height=min(30, max(3.2, 0.4 * n_rows + 2)),
+                                 caption="What the model believes after each loop. A column is a variable, under it "
+                                         "its clause, in order of depth. Dark: sure. White, ?: knows nothing.")
     image = axes.imshow(100 * sure, cmap="Blues", vmin=100 / len(task.values), vmax=130, aspect="auto",
                         extent=(0.5, n + 0.5, n_rows + 0.5, 0.5))
     for i, j in itertools.product(range(n_rows), range(n)) if n <= 60 else ():
@@ -196,7 +198,8 @@ def examples(model, task, batch, n_shown=2):
             words = [task.vocab[t] for t in tokens]
             for position, value, guess in zip(positions, values, guesses):
                 if value != lego.IGNORE:
-                    words[position] = f"[{task.vocab[value]}" + f", not {task.vocab[guess]}" * bool(guess != value) + "]"
+                    wrong = f", not {task.vocab[guess]}" * bool(guess != value)
+                    words[position] = f"[{task.vocab[value]}{wrong}]"
             print(textwrap.indent(textwrap.fill(" ".join(words), 112), "    ") + "\n")
         return
     mistakes = (predictions != batch.values).sum(1)

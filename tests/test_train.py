@@ -130,7 +130,7 @@ def test_supervised_variables_are_learned():
 
 
 def test_same_seed_same_history_and_another_seed_another():
-    first, again, other = (train.train(tiny(seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (train.train(tiny(**SHORT, seed=seed)) for seed in (3, 3, 4))
     assert numbers(first) == numbers(again) and first["loss"] != other["loss"]
 
 
@@ -427,9 +427,9 @@ def test_accuracy_is_counted_per_variable_in_chain_order():
 
 
 @pytest.mark.parametrize("argument", [
-    "n_layer=3", "n_supervised=12", "n_clauses=4", "n_clauses=30", "attention=vanilla", "attention=hybrid", "tied=False",
-    "chained=False", "carry=state", "carry=none", "task=s3", "positions=learned", "min_clauses=6", "n_distractor=2",
-    "drop_clause=0.5", "n_train=16",
+    "n_layer=3", "n_supervised=12", "n_clauses=4", "n_clauses=30", "attention=vanilla", "attention=hybrid",
+    "tied=False", "chained=False", "carry=state", "carry=none", "task=s3", "positions=learned", "min_clauses=6",
+    "n_distractor=2", "drop_clause=0.5", "n_train=16",
 ])
 def test_any_dial_alone_makes_a_run(monkeypatch, argument):
     """The dials that follow it are put right; two steps, small."""
@@ -553,16 +553,15 @@ def test_answer_of_a_model_that_follows_links(capsys, tmp_path):
     assert (tmp_path / "answer.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_answer_of_a_long_sentence_is_a_summary(capsys, tmp_path):
-    """Of 61 variables only those are shown that are wrong; the picture is drawn all the same."""
+def test_answer_of_a_long_sentence_is_a_summary(capsys):
+    """Of 61 variables only those are shown that are wrong."""
     task = lego.make_task("sign", 62)
     (ids,), *_ = lego.sample(task, 1, 61, torch.Generator().manual_seed(0))
     text = lego.decode(ids, task)
     unused = next(name for name in task.names if f"{name}=" not in text)
-    show.answer(Oracle(task), task, text, tmp_path / "answer.png")
-    found, wrote = capsys.readouterr().out.splitlines()
+    show.answer(Oracle(task), task, text)
+    (found,) = capsys.readouterr().out.splitlines()
     assert found.startswith("61 of 61 variables are right after 69 loops") and "from loop 61 on" in found
-    assert wrote == f"wrote {tmp_path / 'answer.png'}" and (tmp_path / "answer.png").exists()
     model = Oracle(task)
     model.to_logits = lambda x: -x  # says the contrary
     show.answer(model, task, text.replace("+1;", f"+{unused};").replace("-1;", f"-{unused};"))
@@ -767,7 +766,7 @@ def test_every_rule_can_be_broken_and_is_the_message():
     """By some dial at an odd value, alone or with task=words, mimicking, dropped clauses or varied lengths."""
     broken, values = set(), (-1, 0, 1, 3, 1000, 10**9, math.nan, "x", True, False)
     bases = ({}, dict(carry="state"), dict(carry="state", task="words"), dict(task="mimic"), dict(drop_clause=0.5),
-             dict(branch=0.0, drop_clause=0.5), dict(min_clauses=2))
+             dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2))
     for base, field in itertools.product(bases, train.fields(train.Config)):
         for value in (value for value in values if type(value) is field.type):
             try:
@@ -866,7 +865,7 @@ def refused_or_fine(run, arguments, what):
 
 
 def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch, tmp_path):
-    """One to three dials with values of every kind, some mutated, up to the model: 1500 command lines."""
+    """One to three dials with values of every kind, some mutated, up to the model: 1000 command lines."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train", lambda config, model, resume: sys.exit(0))
     monkeypatch.setattr(lego, "LIBRARIES", ("tqdm",))
@@ -878,12 +877,12 @@ def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch,
     pools = {int: numbers, float: numbers, bool: words, str: words}
     dials = [dial for dial in train.Config.__dataclass_fields__ if dial != "compile"]
     r, codes = random.Random(0), []
-    for _ in range(1500):
+    for _ in range(1000):
         arguments = [f"--{dial}={r.choice(pools[train.Config.__dataclass_fields__[dial].type])}"
                      for dial in r.choices(dials, k=r.choice([1, 1, 2, 3]))]
         arguments = [mutate(argument) if r.random() < 0.2 else argument for argument in arguments]
         codes.append(refused_or_fine(run, [*as_arguments(**TINY), *arguments], arguments))
-    assert codes.count(0) > 150 and codes.count(2) > 500
+    assert codes.count(0) > 100 and codes.count(2) > 300
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple")
