@@ -6,6 +6,8 @@ labelled variables.
 
     python -m figures.learning        python train.py, 10 seeds, and --task=d3 --max_steps=600, 5 seeds: 8 minutes
 """
+import statistics
+
 from figures import runner, show
 import train
 
@@ -14,7 +16,7 @@ SEEDS = {"sign": range(10), "d3": range(5)}
 
 
 def groups():
-    fine = dict(eval_every=2, eval_size=200, out_dir="")  # to see the variables come one by one
+    fine = dict(eval_every=4, eval_size=100, out_dir="")  # to see the variables come one by one
     steps = {"sign": 300, "d3": 600}
     return {task: [train.Config(task=task, max_steps=steps[task], seed=seed, **fine) for seed in seeds]
             for task, seeds in SEEDS.items()}
@@ -25,6 +27,18 @@ def times(histories):
     places = [runner.settled(history, history["config"]["n_clauses"]) for history in histories]
     return [None if i is None else (history["step"][i], history["seconds"][i])
             for i, history in zip(places, histories)]
+
+
+def words(runs):
+    """Lines of figures/README.md: when all variables are right, to the end."""
+    lines = []
+    for task, histories in runs.items():
+        reached = [time for time in times(histories) if time]
+        steps, seconds = (sorted(column) for column in zip(*reached))
+        lines.append(f"{task}: all variables stay at 99.9% or better in {len(reached)} of {len(histories)} seeds, after "
+                     f"{show.span(steps)} steps (median {statistics.median(steps):.0f}), {show.span(seconds, '{:.1f}')} s "
+                     f"(median {statistics.median(seconds):.1f})")
+    return lines
 
 
 def draw(runs):

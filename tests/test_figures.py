@@ -16,7 +16,8 @@ import figures
 import lego
 import train
 from attention import associate, identical_tokens, make_plan
-from figures import flow, heads, kernels, lego_attention, pretraining, runner, shortcut, show, speed
+from figures import (extrapolation, flow, heads, kernels, learning, lego_attention, pretraining, runner, shortcut, show,
+                     speed)
 
 MODULES = {module.name: importlib.import_module(f"figures.{module.name}")
            for module in pkgutil.iter_modules(figures.__path__)}
@@ -405,3 +406,13 @@ def test_table_of_speed_is_markdown():
     lines = speed.table(runner.load("speed")).splitlines()
     assert {line.count("|") for line in lines} == {5} and lines[1] == "| --- | --- | --- | --- |"
     assert any("torch.nn.TransformerEncoder" in line and "times as fast" in line for line in lines)
+
+
+def test_readme_and_notebook_quote_the_numbers():
+    readme, notebook = ((runner.FOLDER / path).read_text() for path in ("../README.md", "README.md"))
+    runs, learned = runner.load("extrapolation"), runner.load("learning")
+    for line in (*extrapolation.table(runs), *extrapolation.ablations(runs), *learning.words(learned)):
+        assert f"    {line}\n" in notebook, line
+    assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
+    assert extrapolation.headline(runs) in readme
+    assert f"{learned['sign'][0]['n_parameters'] / 1000:.0f} thousand parameters" in readme.replace("\n", " ")

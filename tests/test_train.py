@@ -23,7 +23,7 @@ from model import loss_of
 TINY = dict(n_clauses=4, n_supervised=2, n_layer=3, n_embd=16, batch_size=32, max_steps=20, schedule="constant",
             eval_every=10, eval_size=20, device="cpu", out_dir="")
 SHORT = dict(max_steps=6, eval_every=3, eval_size=4)
-VANILLA = dict(attention="vanilla", tied=False)
+VANILLA = dict(attention="vanilla", tied=False, n_layer=2)
 VARIED = dict(carry="none", branch=0.0, min_clauses=3, n_distractor=2, drop_clause=0.5)
 TWICE = dict(beliefs=dict(max_steps=14), varied=dict(VARIED, max_steps=10))  # what two processes train, too
 STILL = dict(lr=1e-30, muon_lr=0.0, weight_decay=0.0)  # the weights stay what they are
@@ -114,9 +114,9 @@ def unbroken(tmp_path_factory):
     {}, dict(task="d3", attention="hybrid"), dict(carry="state"), dict(chained=False, schedule="cosine"),
     dict(VANILLA, norm_first=False, muon_lr=0.0, lr=4e-3), dict(VARIED, seed=1), dict(dtype="bfloat16"),
 ], ids=str)
-def test_twenty_steps_lower_the_loss(dials):
-    history = train.train(tiny(**dials))
-    assert history["step"] == [0, 10, 20] and history["loss"][0] is None
+def test_a_few_steps_lower_the_loss(dials):
+    history = train.train(tiny(**dials, max_steps=12, eval_every=6))
+    assert history["step"] == [0, 6, 12] and history["loss"][0] is None
     assert history["loss"][-1] < history["loss"][1]
     assert all(len(row) == 4 and all(0 <= a <= 1 for a in row) for row in history["accuracy"])
     assert history["flops"][0] == 0 and history["flops"] == sorted(history["flops"])
@@ -259,7 +259,7 @@ def test_long_run_does_not_grow(tmp_path):
         patch.setattr(train, "report", lambda history, config: sizes.update(
             {history["step"][-1]: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}) or "")
         train.train(config)
-    assert sizes[160] - sizes[40] < 3e6, sizes
+    assert sizes[160] - sizes[40] < 2e6, sizes
 
 
 @pytest.mark.parametrize("carry", ["beliefs", "state"])
@@ -356,8 +356,8 @@ def test_dropout_is_for_training_only():
 
 
 @pytest.mark.parametrize("dials, n_loops", [
-    (dict(VANILLA), 3), (dict(carry="none"), 3), (dict(carry="state"), 1), (dict(carry="beliefs"), 1),
-    (dict(chained=False, association_share=0.0), 3), (dict(VANILLA, n_clauses=40), 3)], ids=str)
+    (dict(VANILLA), 2), (dict(carry="none"), 3), (dict(carry="state"), 1), (dict(carry="beliefs"), 1),
+    (dict(chained=False, association_share=0.0), 3), (dict(VANILLA, n_clauses=40), 2)], ids=str)
 def test_flops_are_those_of_the_steps_made(dials, n_loops):
     """
     Within a tenth of the products by hand, three times a forward pass: what vanilla and LEGO attention are compared by.
@@ -672,7 +672,7 @@ def test_mimicking_is_a_run_like_others(run, tmp_path):
     before = torch.load(tmp_path / "checkpoint.pt")["model"]
     before["position_embedding.weight"] = before["position_embedding.weight"][:15]
     config = config_of(f"--init_from={tmp_path}", "--n_clauses=3", "--n_supervised=3")
-    assert (config.n_layer, config.attention, config.tied) == (3, "vanilla", False)
+    assert (config.n_layer, config.attention, config.tied) == (2, "vanilla", False)
     assert config.task == "sign"  # the shape comes along, the task does not
     after = train.make_model(config).state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -690,7 +690,7 @@ def test_lego_after_words_keeps_what_its_tokens_were(words):
     """Each symbol takes its own row, positions as far as they are needed; the head is new."""
     train.train(tiny(**words, max_steps=1, out_dir="pretrained"))
     checkpoint = train.read_checkpoint("pretrained")
-    model = train.make_model(config_of(*as_arguments(**{**TINY, "n_clauses": 3}), "--init_from=pretrained"))
+    model = train.make_model(config_of("--n_clauses=3", "--init_from=pretrained"))
     for symbol, row in zip(lego.make_task("sign").vocab, model.token_embedding.weight):
         assert torch.equal(row, checkpoint["model"]["token_embedding.weight"][checkpoint["vocab"].index(symbol)])
     assert torch.equal(model.position_embedding.weight, checkpoint["model"]["position_embedding.weight"][:15])
@@ -741,7 +741,8 @@ def refused(run):
     ("--drop_clause=0.5 --branch=1", "branch=1.0, drop_clause=0.5: expected drop_clause == 0 or branch == 0"),
     ("--branch=2", "branch=2.0: expected 0 <= branch <= 1"),
     ("--unknown_weight=-1", "unknown_weight=-1.0: expected 0 <= unknown_weight"),
-    ("--n_names=2000", "n_names=2000: expected 1 to 1024"), ("--task=c1", "task=c1: expected sign, c<k>"),
+    ("--n_names=2000", "n_clauses=12, n_names=2000: expected 1 <= n_clauses <= n_names <= 1024"),
+    ("--task=c1", "task=c1: expected sign, c<k>"),
     ("--every_layer", "'--every_layer': expected --dial=value"),
     ("--attention=foo", "attention=foo: expected vanilla, lego or hybrid"),
     ("--positions=foo", 'positions=foo: expected positions in ("learned", "none")'),
@@ -889,7 +890,7 @@ def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch,
 def test_hostile_checkpoint_is_refused_or_fine_and_runs_nothing(run, unbroken, monkeypatch, tmp_path):
     """
     Cut, with bytes changed, with parts missing or of another type anywhere, or made to run a command when it is read:
-    asked, resumed or started from, 80 of them.
+    asked, resumed or started from, 70 of them.
     """
     for slow in ("plot", "examples", "draw_answer"):
         monkeypatch.setattr(show, slow, lambda *arguments: None)
@@ -903,7 +904,7 @@ def test_hostile_checkpoint_is_refused_or_fine_and_runs_nothing(run, unbroken, m
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    for i in range(80):
+    for i in range(70):
         data, what = bytearray(whole), i
         if i < 20:
             del data[r.choice([r.randrange(len(data)), -r.randrange(1, 400)]) :]
