@@ -230,7 +230,8 @@ class LegoAttention(nn.Module):
     convolution, so a value that arrives at a mention moves on inside its clause, and one layer follows one link of the
     chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
     heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map
-    has H = 2: association, manipulation. It is not causal: a position sees those after it. Raises ValueError for a size or name out of range.
+    has H = 2: association, manipulation. It is not causal: a position sees those after it. Raises
+    ValueError for a size or name out of range.
     """
 
     def __init__(self, n_embd, association_share=0.5, chained=True, kernel_size=7, association="auto", n_channels=None):

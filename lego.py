@@ -467,7 +467,8 @@ def check(config, rules, **more):
     """Raises ValueError for a dial of another type, and for the first of the rules that the dials break."""
     values = {**vars(config), **more}
     for field in fields(config):
-        if not isinstance(values[field.name], (field.type, int) if field.type is float else field.type):
+        kinds = (float, int) if field.type is float else (field.type,)
+        if type(values[field.name]) not in kinds:
             raise ValueError(f"{field.name}={values[field.name]!s:.40}: expected {field.type.__name__}")
     for rule in map(str.strip, re.split(r"[;\n]", rules.strip())):
         if not eval(rule, {}, values):  # the rules are ours; what a user typed is only a value in them

@@ -142,7 +142,7 @@ class Transformer(nn.Module):
                 x = F.layer_norm(x, x.shape[-1:])
             x, weights = self.blocks[0 if config.tied else i](x, tokens, padding_mask, plan, need_weights)
             yield x, weights
-            if config.carry != "none":
+            if config.carry != "none" and i + 1 < n_loops:
                 carried = self.hand_on(x)
 
     def nothing_known(self, tokens):
@@ -204,7 +204,8 @@ class Transformer(nn.Module):
         dials, vocab, weights = read_bert(folder)
         config = SimpleNamespace(**dials, dropout=0.0, chained=False, association_share=0.0)
         model = cls(config, len(symbols), n_out, len(weights["position_embedding.weight"]))
-        model.init_from(weights, vocab, symbols)
+        with one_line(f"{folder}: expected weights of the shape in its config.json"):
+            model.init_from(weights, vocab, symbols)
         return model.eval()
 
 

@@ -133,8 +133,8 @@ class Config:
 
 
 RULES = """
-    1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1;  0 <= min_clauses <= n_clauses
-    0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1;  n_tokens >= 1
+    1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
+    0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1;  n_tokens >= 1
     1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  n_head >= 1;  positions in ("learned", "none")
     carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf

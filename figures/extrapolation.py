@@ -128,7 +128,8 @@ def lowest(runs):
 def headline(runs):
     """README's line: in how many seeds every sentence is right."""
     count = lambda test: sum(percent(history, test) == 100 for history in runs["default"])
-    return (f"every sentence right: chains of 1,000 in {count('chain of 1,000')} of {len(runs['default'])} seeds, 4 chains "
+    n_seeds = len(runs["default"])
+    return (f"every sentence right: chains of 1,000 in {count('chain of 1,000')} of {n_seeds} seeds, 4 chains "
             f"of 6 in {count('4 chains of 6')}, trees of 26 in {count('tree of 26')}, any graph of 26 in "
             f"{count('any graph of 26')}, stars of 10 in {count('star of 10')}, stars of 25 in {count('star of 25')}")
 
@@ -142,7 +143,7 @@ def draw_shapes(axes, runs):
     axes.set_yticks(range(len(TESTS)), TESTS, fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set(xlabel="sentences right in every variable (%)", xlim=(-3, 103))
+    axes.set(xlabel="sentences right in every variable (%)", ylabel="shape of the sentence", xlim=(-3, 103))
     axes.set_title(f"every shape: sign ({len(runs['default'])} seeds, blue), d3 ({len(runs['d3'])} seeds, red)"
                    if "d3" in runs else "every shape", fontsize=10)
 
@@ -159,7 +160,7 @@ def draw_ablations(axes, runs):
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
-    axes.set(xlabel="sentences right in every variable (%)", xlim=(-3, 103))
+    axes.set(xlabel="sentences right in every variable (%)", ylabel="shape of the sentence", xlim=(-3, 103))
     axes.set_title("what it takes (sign)", fontsize=10)
 
 
@@ -188,7 +189,7 @@ def draw(runs):
         f"Labels for {c['n_supervised']} of {c['n_clauses']} variables: {sum(x == 100 for x in longest)} of "
         f"{len(longest)} seeds follow chains of 1,000 links, and most graphs", 1, 3, 16, 6.2,
         f"The default of train.py ({c['max_steps']} steps, {history['n_parameters']:,} parameters; d3: 600), asked for "
-        f"sentences that it has not seen, with {SPARE} loops more than the deepest variable needs. A dot or line is a seed. "
+        f"sentences it has not seen, with {SPARE} loops more than the deepest variable needs. A dot or line is a seed. "
         f"{history['hardware']}, torch {history['torch']}.")
     draw_shapes(axes[0, 0], runs)
     draw_ablations(axes[0, 1], runs)

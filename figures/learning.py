@@ -35,9 +35,10 @@ def words(runs):
     for task, histories in runs.items():
         reached = [time for time in times(histories) if time]
         steps, seconds = (sorted(column) for column in zip(*reached))
-        lines.append(f"{task}: all variables stay at 99.9% or better in {len(reached)} of {len(histories)} seeds, after "
-                     f"{show.span(steps)} steps (median {statistics.median(steps):.0f}), {show.span(seconds, '{:.1f}')} s "
-                     f"(median {statistics.median(seconds):.1f})")
+        in_steps = f"{show.span(steps)} steps (median {statistics.median(steps):.0f})"
+        in_seconds = f"{show.span(seconds, '{:.1f}')} s (median {statistics.median(seconds):.1f})"
+        lines.append(f"{task}: all variables stay at 99.9% or better in {len(reached)} of {len(histories)} seeds, "
+                     f"after {in_steps}, {in_seconds}")
     return lines
 
 
@@ -49,16 +50,16 @@ def draw(runs):
     figure, axes = show.picture(
         f"With {c['n_supervised']} of {c['n_clauses']} variables labelled, the model learns all {c['n_clauses']}, "
         f"{learned}", 1, len(runs), 13, 5,
-        f"The default of train.py: a tied block of {history['n_parameters']:,} parameters, one loop a step. A line is a "
-        f"variable of a chain, mean of the seeds, the band from worst to best. {history['hardware']}, torch "
+        f"The default of train.py: a tied block of {history['n_parameters']:,} parameters, one loop a step. A line "
+        f"is a variable of a chain, mean of the seeds, the band from worst to best. {history['hardware']}, torch "
         f"{history['torch']}.")
     for panel, (task, histories) in zip(axes[0], runs.items()):
         show.draw_accuracy(panel, histories)
         reached = [time for time in times(histories) if time]
         panel.set_xlim(0, 1.35 * max((step for step, _ in reached), default=histories[0]["step"][-1]))
         steps, seconds = zip(*reached) if reached else ((0,), (0,))
-        panel.set_title(f"{task}: all at 99.9% or better, to the end, in {len(reached)} of {len(histories)} seeds\nafter "
-                        f"{show.span(steps)} steps, {show.span(seconds, '{:.1f}')} s of training", fontsize=10)
+        panel.set_title(f"{task}: all at 99.9% or better, to the end, in {len(reached)} of {len(histories)} seeds\n"
+                        f"after {show.span(steps)} steps, {show.span(seconds, '{:.1f}')} s of training", fontsize=10)
     axes[0, -1].legend(title="variable,\nin chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
                        fontsize=9)
     return figure

@@ -175,9 +175,9 @@ def draw_answer(probabilities, clauses, task, found, path):
                                  width=min(30, max(6, 0.62 * n + 2.5)), height=min(30, max(3.2, 0.4 * n_rows + 2)),
                                  caption="What the model believes after each loop. A column is a variable, under it "
                                          "its clause, in order of depth. Dark: sure. White, ?: knows nothing.")
-    image = axes.imshow(100 * sure, cmap="Blues", vmin=100 / len(task.values), vmax=130, aspect="auto",
+    image = axes.imshow(100 * sure.numpy(), cmap="Blues", vmin=100 / len(task.values), vmax=130, aspect="auto",
                         extent=(0.5, n + 0.5, n_rows + 0.5, 0.5))
-    for i, j in itertools.product(range(n_rows), range(n)) if n <= 60 else ():
+    for i, j in itertools.product(range(n_rows), range(n)) if n <= 26 else ():
         is_sure = sure[i, j] > 0.9
         axes.text(j + 1, i + 1, task.values[value[i, j]] if is_sure else "?", ha="center", va="center", fontsize=10,
                   color="white" if is_sure else "gray")
