@@ -30,7 +30,7 @@ def draw(numbers):
     figure, axes = show.picture("One layer takes what is known of b from its definition into the clause that needs it",
                                 1, 3, 12, 4.9)
     for panel, (title, mask) in zip(axes[0], masks.items()):
-        panel.imshow(mask, cmap="Blues", vmin=0)
+        panel.imshow(mask.numpy(), cmap="Blues", vmin=0)
         panel.set(title=title, xlabel="position looked at", ylabel="position that looks")
         panel.set_xticks(range(len(text)), text)
         panel.set_yticks(range(len(text)), text)
