@@ -558,8 +558,8 @@ def restore(config, model, averaged, optimizers, history):
         averaged.module.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
-            assert all(x.shape in (p.shape, ()) and x.isfinite().all()
-                       for p, state in optimizer.state.items() for x in state.values()), "optimizer"
+            assert all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
+                       for p, state in optimizer.state.items() for name, x in state.items()), "optimizer"
         columns = json.loads(saved["history"])
         history |= {column: [*columns[column]] for column in COLUMNS}
         step, losses, seconds, flops, tokens = saved["progress"]
