@@ -14,8 +14,9 @@ Every module has one contract:
 
     module(x (B, T, C), tokens (B, T), padding_mask=None) -> (B, T, C)
 
-`tokens` are the ids of the sentence; `padding_mask` (B, T) is True at padding. With need_weights=True a module returns
-the pair (output, attention map (B, H, T, T)). All layers of a model can share one `plan`, made by `make_plan`.
+`tokens` are the ids of the sentence; `padding_mask` (B, T) is True at padding, whose x may be anything. With
+need_weights=True a module returns the pair (output, attention map (B, H, T, T)). All layers of a model can share one
+`plan`, made by `make_plan`. A position sees the whole sentence, or with causal=True only itself and those before it.
 
     vanilla        softmax(q k^T / sqrt(d)) v                          O(T^2 C), any pattern, learned
     association    mean over the other positions of the same token     O(T C), global, nothing to learn
@@ -43,10 +44,7 @@ except ImportError:  # optional: without it `segment` serves
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none
-#
-# As a matrix: A = D^-1 (S - I), S[i, j] = 1 where the tokens are identical, D = their number less one. D is the same
-# for all tokens of a group, so A is symmetric, and the backward pass is the forward kernel applied to the gradient.
+# association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none; causal: j < i
 
 IMPLEMENTATIONS = ("dense", "segment", "triton")
 DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores; `python attention.py` measures yours
@@ -57,54 +55,67 @@ class Plan:
     """What association needs to know of a batch of token ids: made once, shared by all layers and both passes."""
 
     implementation: str  # dense, segment or triton
-    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of the other positions with this token, 0 where there are none
-    matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the A above
-    group: torch.Tensor | None = None  # segment: (B T,) int64, the number of each position's group of identical tokens
-    sort_index: torch.Tensor | None = None  # triton: (B, T) int32, the positions of each sentence, sorted by group ...
-    group_sorted: torch.Tensor | None = None  # ... and (B, T) int32, the group of each of these
+    causal: bool
+    padding_mask: torch.Tensor | None
+    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 0 where there are none
+    matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the attention map
+    sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of each sentence, sorted by token ...
+    group_sorted: torch.Tensor | None = None  # ... and (B, T), the number of the group of identical tokens of each
+    group: torch.Tensor | None = None  # segment: (B T,), the group of each position, in text order
 
 
-def make_plan(tokens, padding_mask=None, implementation="auto") -> Plan:
+def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) -> Plan:
     """
-    The plan of a batch of token ids (B, T).
+    The plan of a batch of token ids (B, T), T >= 1, of any integer type.
 
     dense      mask and matrix product; the reference, O(B T^2 C)
-    segment    sort the ids, sum each group of identical tokens; O(B T C)
-    triton     the same in two fused kernels, on a GPU
+    segment    sort the ids, sum each group of identical tokens; O(B T C), causal O(B T log(T) C)
+    triton     the same in two fused kernels, on a GPU; O(B T C)
     auto       dense up to T = DENSE_UP_TO, above it triton where it runs, else segment
 
-    Raises ValueError for another name, and for triton where it does not run.
+    Raises ValueError for another name, for triton where it does not run, and for a sentence of no tokens.
     """
     B, T = tokens.shape
     fused = triton is not None and (tokens.is_cuda or INTERPRETED)
     if implementation == "auto":
         implementation = "dense" if T <= DENSE_UP_TO else "triton" if fused else "segment"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"association={implementation}: expected auto, {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "triton" and not fused:
+        raise ValueError("association=triton: expected the package triton and a GPU, use segment or auto here")
+    if T == 0:
+        raise ValueError(f"tokens of shape ({B}, 0): expected at least one token")
     if implementation == "dense":
-        same = identical_tokens(tokens, padding_mask)
+        same = identical_tokens(tokens, padding_mask, causal)
         weight = same.sum(-1, keepdim=True).float().clamp(min=1).reciprocal()
-        return Plan(implementation, weight, matrix=same * weight)
-    elif implementation in ("segment", "triton"):
-        if implementation == "triton" and not fused:
-            raise ValueError("association=triton: expected the package triton and a GPU, use segment or auto here")
-        ids = tokens if padding_mask is None else tokens.masked_fill(padding_mask, -1)
-        ids, order = ids.sort(dim=1)
-        first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0))  # (B, T): does a new group begin here?
-        group_sorted = first.cumsum(1) + T * torch.arange(B, device=ids.device)[:, None]  # (B, T), a number per group
-        group = torch.empty_like(order).scatter_(1, order, group_sorted).flatten()  # (B, T) -> (B T,), in text order
-        others = torch.zeros(B * T, device=ids.device).index_add_(0, group, torch.ones(B * T, device=ids.device)) - 1
-        weight = torch.where(others > 0, 1 / others.clamp(min=1), 0)[group].view(B, T, 1)
-        if padding_mask is not None:
-            weight = weight.masked_fill(padding_mask[..., None], 0)
-        if implementation == "triton":
-            return Plan(implementation, weight, sort_index=order.int(), group_sorted=group_sorted.int())
-        return Plan(implementation, weight, group=group)
-    raise ValueError(f"association={implementation}: expected auto, {', '.join(IMPLEMENTATIONS)}")
+        return Plan(implementation, causal, padding_mask, weight, matrix=same * weight)
+    sort_index = tokens.argsort(dim=1, stable=True)  # (B, T)
+    changes = lambda x: F.pad(x.gather(1, sort_index).diff(dim=1) != 0, (1, 0))
+    is_first = changes(tokens)  # (B, T): does a new group begin here?
+    if padding_mask is not None:  # comes after all tokens: no id is free to stand for it
+        padding = padding_mask.int()
+        sort_index = sort_index.gather(1, padding.gather(1, sort_index).argsort(dim=1, stable=True))
+        is_first = changes(tokens) | changes(padding)
+    group_sorted = is_first.cumsum(1) + T * torch.arange(B, device=tokens.device)[:, None]  # (B, T)
+    start = torch.searchsorted(group_sorted, group_sorted)  # (B, T): the place where the group of each begins
+    end = torch.searchsorted(group_sorted, group_sorted, right=True) - 1  # ... and where it ends
+    others = (torch.arange(T, device=tokens.device) if causal else end) - start
+    in_text_order = lambda x: torch.empty_like(x).scatter_(1, sort_index, x)
+    weight = in_text_order((others > 0) / others.clamp(min=1).float())[..., None]
+    if padding_mask is not None:
+        weight = weight.masked_fill(padding_mask[..., None], 0)
+    plan = Plan(implementation, causal, padding_mask, weight, None, sort_index, group_sorted)
+    if implementation == "triton":
+        plan.sort_index, plan.group_sorted = sort_index.int(), group_sorted.int()
+    else:
+        plan.group = in_text_order(group_sorted).flatten()
+    return plan
 
 
-def identical_tokens(tokens, padding_mask=None):
+def identical_tokens(tokens, padding_mask=None, causal=False):
     """The mask of association: True at (b, i, j) where j != i, tokens[b, i] == tokens[b, j], and neither is padding."""
     same = tokens[:, :, None] == tokens[:, None, :]  # (B, T, T)
-    same = same & ~torch.eye(tokens.size(1), dtype=torch.bool, device=tokens.device)
+    same = same.tril(-1) if causal else same & ~torch.eye(tokens.size(1), dtype=torch.bool, device=tokens.device)
     if padding_mask is not None:
         same = same & ~padding_mask[:, :, None] & ~padding_mask[:, None, :]
     return same
@@ -123,35 +134,73 @@ def target_maps(tokens):
     return torch.stack((local.expand_as(same), same), 1)
 
 
-class Association(torch.autograd.Function):
-    """y = A v. A is symmetric, so one kernel serves both passes and only the plan is kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, v, plan):
-        ctx.plan = plan
-        if plan.implementation == "dense":
-            return plan.matrix.to(v.dtype) @ v
-        if plan.implementation == "triton":
-            return associate_sorted(v, plan.sort_index, plan.group_sorted, plan.weight)
-        rows = v.flatten(0, 1).to(torch.promote_types(v.dtype, torch.float32))  # (B T, C): bfloat16 would lose terms
-        sums = torch.zeros_like(rows).index_add_(0, plan.group, rows)
-        y = sums.index_select(0, plan.group).sub_(rows)  # in place: on a CPU new memory costs more than the sums
-        return y.view(v.shape).mul_(plan.weight).to(v.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Association.apply(grad, ctx.plan), None
-
-
 def associate(v, plan):
     """
-    The mean of v (B, T, C) over the other positions with the same token, 0 where there are none.
+    The mean of v (B, T, C) over the other positions with the same token, 0 where there are none; if the plan is causal,
+    over those before. `segment` subtracts a position's own value from a sum, so it is as exact as that sum. Raises
+    ValueError if the plan is for tokens of another shape.
 
     >>> tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.], [2.], [3.], [5.]]])
     >>> associate(v, make_plan(tokens)).flatten().tolist()
     [4.0, 0.0, 3.0, 2.0]
+    >>> associate(v, make_plan(tokens, causal=True)).flatten().tolist()
+    [0.0, 0.0, 1.0, 2.0]
     """
-    return Association.apply(v, plan)
+    if v.shape[:2] != plan.weight.shape[:2]:
+        raise ValueError(f"v of shape {(*v.shape,)}: expected (B, T, C) with (B, T) = {(*plan.weight.shape[:2],)}, "
+                         "the shape of the tokens")
+    v = blank(v, plan.padding_mask)
+    if plan.implementation == "dense":
+        return plan.matrix.to(v.dtype) @ v
+    if plan.implementation == "triton":
+        return associate_sorted(v, plan.sort_index, plan.group_sorted, plan.weight, -1 if plan.causal else 0)
+    x = v.to(torch.promote_types(v.dtype, torch.float32))  # (B, T, C): bfloat16 would lose terms
+    if plan.causal:
+        places = plan.sort_index[..., None].expand_as(x)
+        y = plan.weight * torch.empty_like(x).scatter(1, places, sum_earlier(x.gather(1, places), plan.group_sorted))
+    else:
+        y = SumOthers.apply(x.flatten(0, 1), plan.group, plan.weight.flatten(0, 1)).view(v.shape)
+    return y.to(v.dtype)
+
+
+class SumOthers(torch.autograd.Function):
+    """
+    For rows x (N, C), the sum of the other rows of the same group (N,), times weight (N, 1). As a matrix this is
+    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. There is no jvp,
+    as torch.compile takes no Function that has one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, group, weight):
+        sums = torch.zeros_like(x).index_add_(0, group, x)
+        return sums.index_select(0, group).sub_(x).mul_(weight)  # in place: new memory costs a CPU more than the sums
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOthers.apply(grad, *ctx.saved_tensors), None, None
+
+
+def sum_earlier(x, group):
+    """For rows (B, T, C) sorted by group (B, T), the sum of the rows before each in its group: log2(T) doublings."""
+    def shifted(x, n):  # by n rows, within the groups
+        same = (group[:, n:] == group[:, :-n])[..., None]
+        return F.pad(torch.where(same, x[:, :-n], 0), (0, 0, n, 0))
+
+    total, n = shifted(x, 1), 1
+    while n < x.size(1):
+        total, n = total + shifted(total, n), 2 * n
+    return total
+
+
+def blank(x, padding_mask):
+    """x (B, T, C), and 0 at padding, where it may be anything, even NaN."""
+    return x if padding_mask is None else x.masked_fill(padding_mask[..., None], 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -159,26 +208,28 @@ def associate(v, plan):
 
 
 class Manipulation(nn.Module):
-    """Depthwise convolution over positions, (B, T, C) -> (B, T, C), zero beyond both ends and at padding."""
+    """
+    Depthwise convolution over positions, (B, T, C) -> (B, T, C), zero beyond both ends and at padding. The window is
+    centred, or ends at the position if causal.
+    """
 
-    def __init__(self, n_channels, kernel_size):
+    def __init__(self, n_channels, kernel_size, causal=False):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: expected an odd number, the window has a middle")
+        self.n_left = kernel_size - 1 if causal else kernel_size // 2  # positions of the window to the left
         # x as an image of height 1, a view that needs no copy: on a CPU twice as fast as Conv1d (figures/kernels.py)
-        self.conv = nn.Conv2d(n_channels, n_channels, (1, kernel_size), padding=(0, kernel_size // 2),
-                              groups=n_channels)
+        self.conv = nn.Conv2d(n_channels, n_channels, (1, kernel_size), padding=(0, self.n_left), groups=n_channels)
 
     def forward(self, x, padding_mask=None):
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask[..., None], 0)
-        x = x.transpose(1, 2).unsqueeze(2)  # (B, T, C) -> (B, C, 1, T), a view
-        return self.conv(x).squeeze(2).transpose(1, 2)  # (B, C, 1, T) -> (B, T, C)
+        T = x.size(1)
+        x = blank(x, padding_mask).transpose(1, 2).unsqueeze(2)  # (B, T, C) -> (B, C, 1, T), a view
+        return self.conv(x)[..., :T].squeeze(2).transpose(1, 2)  # (B, C, 1, T) -> (B, T, C)
 
     def weights(self, T):
         """The convolution as an attention map (T, T): mean absolute kernel over channels, rows sum to 1."""
         kernel = self.conv.weight.abs().mean(dim=(0, 1, 2))  # (K,)
-        offset = torch.arange(T)[None, :] - torch.arange(T)[:, None] + kernel.numel() // 2
+        offset = torch.arange(T)[None, :] - torch.arange(T)[:, None] + self.n_left
         inside = (offset >= 0) & (offset < kernel.numel())
         band = kernel[offset.clamp(0, kernel.numel() - 1).to(kernel.device)] * inside.to(kernel.device)
         return band / band.sum(-1, keepdim=True).clamp(min=1e-12)
@@ -194,13 +245,14 @@ class VanillaAttention(nn.Module):
     map is dropped with probability `dropout`, as in BERT. The attention map has H = n_head.
     """
 
-    def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0):
+    def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0, causal=False):
         super().__init__()
         n_channels = n_channels or n_embd
         if n_head < 1 or n_channels % n_head:
             raise ValueError(f"n_head={n_head}: expected a divisor of the {n_channels} channels")
         self.n_head = n_head
         self.dropout = dropout
+        self.causal = causal
         self.query = nn.Linear(n_embd, n_channels)
         self.key = nn.Linear(n_embd, n_channels)
         self.value = nn.Linear(n_embd, n_channels)
@@ -208,13 +260,19 @@ class VanillaAttention(nn.Module):
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         B, T, C = x.shape
+        x = blank(x, padding_mask)
         split = lambda y: y.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, C/H)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         mask = None if padding_mask is None else ~padding_mask[:, None, None, :]  # (B, 1, 1, T), True: may be seen
+        if self.causal:
+            earlier = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
+            mask = earlier if mask is None else mask & earlier
         weights, dropout = None, self.dropout if self.training else 0.0
         if need_weights:  # F.scaled_dot_product_attention never builds the map: the same by hand
             scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5  # (B, H, T, T)
-            weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1) if mask is None else scores.softmax(-1) * mask  # 0 if there is only padding
             y = F.dropout(weights, dropout) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -230,26 +288,28 @@ class LegoAttention(nn.Module):
     convolution, so a value that arrives at a mention moves on inside its clause, and one layer follows one link of the
     chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
     heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map
-    has H = 2: association, manipulation. It is not causal: a position sees those after it. Raises
-    ValueError for a size or name out of range.
+    has H = 2: association, manipulation. A position sees those after it unless causal. Raises ValueError for a size or
+    name out of range.
     """
 
-    def __init__(self, n_embd, association_share=0.5, chained=True, kernel_size=7, association="auto", n_channels=None):
+    def __init__(self, n_embd, kernel_size=7, association_share=0.5, chained=True, association="auto", n_channels=None,
+                 causal=False):
         super().__init__()
         n_channels = n_channels or n_embd
         if not 0 <= association_share <= 1:
             raise ValueError(f"association_share={association_share}: expected 0 to 1")
         self.association = association
         self.chained = chained
+        self.causal = causal
         self.n_associated = round(association_share * n_channels)
         n_convolved = n_channels if chained else n_channels - self.n_associated
         self.value = nn.Linear(n_embd, n_channels)
-        self.manipulation = Manipulation(n_convolved, kernel_size) if n_convolved else None
+        self.manipulation = Manipulation(n_convolved, kernel_size, causal) if n_convolved else None
         self.proj = nn.Linear(n_channels, n_embd)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
-        plan = plan or make_plan(tokens, padding_mask, self.association)
-        v = self.value(x)  # (B, T, C)
+        plan = plan or make_plan(tokens, padding_mask, self.association, self.causal)
+        v = self.value(blank(x, padding_mask))  # (B, T, C)
         far, near = v[..., : self.n_associated], v[..., self.n_associated :]
         if self.n_associated:
             far = associate(far, plan)
@@ -262,7 +322,7 @@ class LegoAttention(nn.Module):
 
     def weights(self, tokens, padding_mask=None):
         """The fixed map of association and the mean map of the convolution, (B, 2, T, T)."""
-        association = make_plan(tokens, padding_mask, "dense").matrix
+        association = make_plan(tokens, padding_mask, "dense", self.causal).matrix
         local = self.manipulation.weights(tokens.size(1)) if self.manipulation else torch.zeros_like(association[0])
         return torch.stack((association, local.expand_as(association)), 1)
 
@@ -273,12 +333,12 @@ class HybridAttention(nn.Module):
     and they add up. The attention map has the vanilla heads first, then LEGO's two. Takes LegoAttention's arguments.
     """
 
-    def __init__(self, n_embd, n_head, dropout=0.0, **lego):
+    def __init__(self, n_embd, n_head, dropout=0.0, causal=False, **lego):
         super().__init__()
         if n_head < 2 or n_head % 2 or n_embd % n_head:
             raise ValueError(f"n_head={n_head}: expected an even divisor of n_embd={n_embd}")
-        self.vanilla = VanillaAttention(n_embd, n_head // 2, n_embd // 2, dropout)
-        self.lego = LegoAttention(n_embd, n_channels=n_embd // 2, **lego)
+        self.vanilla = VanillaAttention(n_embd, n_head // 2, n_embd // 2, dropout, causal)
+        self.lego = LegoAttention(n_embd, n_channels=n_embd // 2, causal=causal, **lego)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         parts = [part(x, tokens, padding_mask, plan, need_weights) for part in (self.vanilla, self.lego)]
@@ -288,15 +348,28 @@ class HybridAttention(nn.Module):
         return parts[0] + parts[1]
 
 
+def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, **lego):
+    """The module of that kind. Raises ValueError for another name, and for sizes out of range."""
+    if kind == "vanilla":
+        return VanillaAttention(n_embd, n_head, dropout=dropout, causal=causal)
+    elif kind == "lego":
+        return LegoAttention(n_embd, causal=causal, **lego)
+    elif kind == "hybrid":
+        return HybridAttention(n_embd, n_head, dropout, causal, **lego)
+    raise ValueError(f"attention={kind}: expected vanilla, lego or hybrid")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows is association on a GPU, in Triton.
 #
-# With the positions sorted by token, A is block diagonal. A program multiplies a tile of sorted rows by its own small
-# block; a group that spans tiles adds their partial sums. Each value is read once, and once more if its group crosses
-# the edge of a tile; each tile of a group of m tokens reads m / TILE partial sums. Nothing of size T x T is ever made.
+# With the positions sorted by token, the attention map is block diagonal. A program multiplies a tile of sorted rows by
+# its own small block; a group that spans tiles adds their partial sums. Each value is read once, and once more if its
+# group crosses the edge of a tile; each tile of a group of m tokens reads m / TILE partial sums. Nothing of size T x T
+# is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the forward
+# kernel applied to the gradient; causal, the backward pass sums those that come later.
 
 TILE = 64  # sorted rows of a program; this and the block of channels are not tuned: no GPU has run them
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs the kernels on a CPU, for tests
+INTERPRETED = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on a CPU, for tests
 
 if triton is not None:
 
@@ -320,8 +393,8 @@ if triton is not None:
 
     @triton.jit
     def sum_groups(v, sort_index, group_sorted, weight, sums, y, T, C, v_b, v_t, n_tiles,
-                   TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-        """y = A v for one tile of rows and one block of channels."""
+                   TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, SIDE: tl.constexpr):
+        """y for one tile of rows and one block of channels. SIDE: -1 sums what is earlier, 1 later, 0 both."""
         tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
         row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         group_sorted += b * T
@@ -329,7 +402,8 @@ if triton is not None:
         at = tl.load(sort_index + b * T + row, row < T, 0).to(tl.int64)
         inside = (row < T)[:, None] & (c < C)[None, :]
         x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(sums.dtype.element_ty)
-        same = (group[:, None] == group[None, :]) & (row[:, None] != row[None, :])  # (TILE, TILE)
+        side = row[None, :] - row[:, None]
+        same = (group[:, None] == group[None, :]) & ((side * SIDE > 0) if SIDE != 0 else (side != 0))  # (TILE, TILE)
         total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=x.dtype)
         first, last = tl.load(group_sorted + tile * TILE), tl.load(group_sorted + tl.minimum(tile * TILE + TILE, T) - 1)
         before, behind = tl.zeros((BLOCK,), x.dtype), tl.zeros((BLOCK,), x.dtype)
@@ -340,16 +414,18 @@ if triton is not None:
             edge = sums + (b * n_tiles + other)[:, None] * 2 * C + c[None, :]
             before += tl.sum(tl.load(edge + C, (its_last == first)[:, None] & (c < C)[None, :], 0), 0)
             behind += tl.sum(tl.load(edge, (its_first == last)[:, None] & (c < C)[None, :], 0), 0)
-        total += tl.where((group == first)[:, None], before[None, :], 0)
-        total += tl.where((group == last)[:, None], behind[None, :], 0)
+        if SIDE <= 0:
+            total += tl.where((group == first)[:, None], before[None, :], 0)
+        if SIDE >= 0:
+            total += tl.where((group == last)[:, None], behind[None, :], 0)
         total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
         tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
 
 
 @torch.library.custom_op("lego::associate_sorted", mutates_args=())  # opaque to torch.compile
 def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, group_sorted: torch.Tensor,
-                     weight: torch.Tensor) -> torch.Tensor:
-    """A v for v (B, T, C), with the `sort_index`, `group_sorted` and `weight` of a plan for triton."""
+                     weight: torch.Tensor, side: int) -> torch.Tensor:
+    """The association of v (B, T, C) by a plan for triton; side as in `sum_groups`."""
     B, T, C = v.shape
     v = v if v.stride(2) == 1 else v.contiguous()
     y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
@@ -360,13 +436,28 @@ def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, group_sorted: to
         with torch.cuda.device_of(v):
             sum_edges[grid](v, sort_index, group_sorted, sums, *sizes)
             precision = "ieee" if v.dtype.itemsize > 2 else "tf32"  # exact for half-precision inputs
-            sum_groups[grid](v, sort_index, group_sorted, weight, sums, y, *sizes, precision)
+            sum_groups[grid](v, sort_index, group_sorted, weight, sums, y, *sizes, precision, side)
     return y
 
 
 @associate_sorted.register_fake
-def _(v, sort_index, group_sorted, weight):
+def _(v, sort_index, group_sorted, weight, side):
     return torch.empty(v.shape, dtype=v.dtype, device=v.device)
+
+
+def keep_plan(ctx, inputs, output):
+    _, *plan, ctx.side = inputs
+    ctx.save_for_backward(*plan)
+
+
+def associate_gradient(ctx, grad):
+    sort_index, group_sorted, weight = ctx.saved_tensors
+    if ctx.side:  # the weights are those of the rows that the sums went to
+        grad, weight = (grad * weight).to(grad.dtype), torch.ones_like(weight)
+    return associate_sorted(grad, sort_index, group_sorted, weight, -ctx.side), None, None, None, None
+
+
+associate_sorted.register_autograd(associate_gradient, setup_context=keep_plan)
 
 
 if __name__ == "__main__":

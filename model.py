@@ -28,21 +28,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from attention import HybridAttention, LegoAttention, VanillaAttention, make_plan, target_maps
+from attention import make_attention, make_plan, target_maps
 from lego import IGNORE, one_line
-
-
-def make_attention(config):
-    """The attention that the dials describe. Raises ValueError for a name or a size out of range."""
-    C, n_head = config.n_embd, config.n_head
-    lego = dict(association_share=config.association_share, chained=config.chained)
-    if config.attention == "vanilla":
-        return VanillaAttention(C, n_head, dropout=config.dropout)
-    elif config.attention == "lego":
-        return LegoAttention(C, **lego)
-    elif config.attention == "hybrid":
-        return HybridAttention(C, n_head, config.dropout, **lego)
-    raise ValueError(f"attention={config.attention}: expected vanilla, lego or hybrid")
 
 
 class MLP(nn.Module):
@@ -62,7 +49,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm_first = config.norm_first
         self.norm1 = nn.LayerNorm(config.n_embd, config.norm_eps)
-        self.attn = make_attention(config)
+        self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.dropout,
+                                   association_share=config.association_share, chained=config.chained)
         self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
@@ -150,8 +138,8 @@ class Transformer(nn.Module):
         B, T = tokens.shape
         if self.config.carry == "beliefs":
             n_out = self.head.out_features
-            return torch.full((B, T, n_out), 1 / n_out, device=tokens.device)
-        return torch.zeros(B, T, self.config.n_embd, device=tokens.device)
+            return self.head.weight.new_full((B, T, n_out), 1 / n_out)
+        return self.head.weight.new_zeros(B, T, self.config.n_embd)
 
     def hand_on(self, x):
         """What a loop that ends in the state x (B, T, C) hands on to the next, without gradient."""

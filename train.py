@@ -280,10 +280,10 @@ def draw_test(config, size, generator) -> lego.Batch:
 def draw_batch(config, step, batch, device):
     """
     The batch of a step, which is the batch of the step before with new sentences for those that are through; and the
-    loop (B,) that each sentence makes: row b makes loop (step + b) mod n_layer + 1. At step 0, and always without a
-    carry, all sentences are new, whatever loop they claim.
+    loop (B,) that each sentence makes: row b makes loop (step + b) mod n_layer + 1, and no loop later than step + 1,
+    as all sentences are new at step 0. Without a carry they are new at every step.
     """
-    loop = (step + torch.arange(config.batch_size, device=device)) % config.n_layer + 1
+    loop = ((step + torch.arange(config.batch_size, device=device)) % config.n_layer).clamp(max=step) + 1
     if batch is None or config.carry == "none":
         return draw_sentences(config, config.batch_size, step, device), loop
     rows = (loop == 1).nonzero()[:, 0]

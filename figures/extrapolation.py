@@ -39,7 +39,7 @@ TESTS = {  # what is asked: number of sentences, of clauses, and the graph
 FEW = ["chain of 100", "chains of 8 and 4", "tree of 26", "any graph of 26", "star of 10"]  # what ablations are asked
 VARIANTS = {  # dials beside the default's, number of seeds
     "default": (dict(), 10),
-    "d3": (dict(task="d3", max_steps=600), 4),
+    "d3": (dict(task="d3", max_steps=600), 5),
     "chains only": (dict(branch=0.0), 5),
     "not taught to know nothing": (dict(unknown_weight=0.0), 5),
     "state handed on": (dict(carry="state"), 5),
@@ -53,14 +53,15 @@ def groups():
 
 @torch.no_grad()
 def ask(model, task, size, n, graph, generator):
-    """Which variables (B, n) are right after depth + SPARE loops."""
-    right = []
+    """Which variables (B, n) are right after depth + SPARE loops, and the values (B, n)."""
+    right, values = [], []
     for _ in range(0, size, 50):
         batch = lego.sample(task, min(size, 50), n, generator, **graph)
         for x, _ in model.layers(batch.tokens, int(batch.depths.max()) + SPARE):
             pass
         right.append(logits_at(model, x, batch.positions).argmax(-1) == batch.values)
-    return torch.cat(right)
+        values.append(batch.values)
+    return torch.cat(right), torch.cat(values)
 
 
 @torch.no_grad()
@@ -78,17 +79,22 @@ def run(config):
     Trains a model and asks it the sentences of TESTS; the history of the run, with
 
         asked    {test: [number of sentences, of those right in all variables, accuracy of the worst variable]}
+        hubs     {test: [share of right sentences for every value of the hub]}, for stars
         keeps    as the function
     """
     model = train.make_model(config)
     history = train.train(config, model)
     generator = torch.Generator().manual_seed(2**31)
-    history["asked"] = {}
+    history["asked"], history["hubs"] = {}, {}
     is_default = config.branch and config.unknown_weight and config.carry == "beliefs"
     for name in TESTS if is_default else FEW:
         size, n, graph = TESTS[name]
-        right = ask(model, lego.make_task(config.task, max(26, n)), size, n, graph, generator)
-        history["asked"][name] = [len(right), int(right.all(1).sum()), right.double().mean(0).min().item()]
+        task = lego.make_task(config.task, max(26, n))
+        right, values = ask(model, task, size, n, graph, generator)
+        history["asked"][name] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
+        if "star" in name:  # the hub is the first variable
+            history["hubs"][name] = [right[values[:, 0] == x].all(1).float().mean().item()
+                                     for x in range(len(task.values))]
     history["keeps"] = [round(share, 4) for share in keeps(model, lego.make_task(config.task, 26), generator)]
     return history
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn as nn
 
 import attention
-from attention import HybridAttention, LegoAttention, Manipulation, VanillaAttention, associate, make_plan
+from attention import (HybridAttention, LegoAttention, Manipulation, VanillaAttention, associate, make_attention,
+                       make_plan)
 
 INTERPRETED = attention.triton is not None and attention.INTERPRETED
 FUSED = INTERPRETED or (attention.triton is not None and torch.cuda.is_available())
@@ -26,13 +27,10 @@ KINDS = {
     "convolution alone": dict(kind="lego", association_share=0.0),
     "hybrid": dict(kind="hybrid"),
     "hybrid, segment": dict(kind="hybrid", association="segment"),
+    "vanilla, causal": dict(kind="vanilla", causal=True),
+    "chained, causal": dict(kind="lego", causal=True),
+    "hybrid, segment, causal": dict(kind="hybrid", association="segment", causal=True),
 }
-
-
-def make_attention(kind, n_embd, n_head, **more):
-    if kind == "vanilla":
-        return VanillaAttention(n_embd, n_head, **more)
-    return HybridAttention(n_embd, n_head, **more) if kind == "hybrid" else LegoAttention(n_embd, **more)
 
 
 def device_of(implementation, device="cpu"):
@@ -48,14 +46,17 @@ def example(B, T, n_tokens=None, padded=True):
     return tokens, padding_mask
 
 
-def association_by_loops(v, tokens, padding_mask=None):
-    """The definition, one sum at a time: y_i = mean of v_j over j != i with the same token, 0 where there is none."""
+def association_by_loops(v, tokens, padding_mask=None, causal=False):
+    """
+    The definition, one sum at a time: y_i = mean of v_j over j != i, or causal over j < i, with the same token, 0 where
+    there is none.
+    """
     B, T, C = v.shape
     real = (torch.ones(B, T, dtype=torch.bool) if padding_mask is None else ~padding_mask).tolist()
     tokens, rows = tokens.tolist(), []
     for b in range(B):
         for i in range(T):
-            others = [v[b, j] for j in range(T)
+            others = [v[b, j] for j in range(i if causal else T)
                       if j != i and tokens[b][j] == tokens[b][i] and real[b][j] and real[b][i]]
             rows.append(sum(others) / len(others) if others else 0 * v[b, i])
     return torch.stack(rows).view(B, T, C)
@@ -71,18 +72,19 @@ def test_association_by_hand(implementation):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("padded, causal", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("B, T, C", SHAPES)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_association_against_loops(implementation, B, T, C, padded, device):
+def test_association_against_loops(implementation, B, T, C, padded, causal, device):
     """Values and gradients at odd sizes, in float64, and the values in float32."""
     device = device_of(implementation, device)
     tokens, padding_mask = example(B, T, padded=padded)
     v = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(B, T, C, dtype=torch.float64)
-    expected = association_by_loops(v, tokens, padding_mask)
+    expected = association_by_loops(v, tokens, padding_mask, causal)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), v)
-    plan = make_plan(tokens.to(device), None if padding_mask is None else padding_mask.to(device), implementation)
+    plan = make_plan(tokens.to(device), None if padding_mask is None else padding_mask.to(device), implementation,
+                     causal)
     y = associate(v.to(device), plan).cpu()
     (gradient,) = torch.autograd.grad((y * weight).sum(), v)
     torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-6)
@@ -90,11 +92,12 @@ def test_association_against_loops(implementation, B, T, C, padded, device):
     torch.testing.assert_close(associate(v.float().to(device), plan).cpu(), expected.float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_association_gradcheck(implementation):
+def test_association_gradcheck(implementation, causal):
     device = device_of(implementation)
     tokens, padding_mask = (x.to(device) for x in example(2, 11))
-    plan = make_plan(tokens, padding_mask, implementation)
+    plan = make_plan(tokens, padding_mask, implementation, causal)
     v = torch.randn(2, 11, 3, dtype=torch.float64, device=device, requires_grad=True)
     fast = implementation == "triton"
     assert torch.autograd.gradcheck(lambda v: associate(v, plan), v, atol=1e-6, fast_mode=fast)
@@ -102,13 +105,45 @@ def test_association_gradcheck(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_association_is_its_own_adjoint(implementation):
-    """<A u, v> = <u, A v>: the backward pass is the forward kernel only as long as this holds."""
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_padding_is_no_token(dtype, implementation):
+    """No id is read as padding: not -1, not the largest, not 0."""
+    device, ids = device_of(implementation), (0, 255) if dtype == torch.uint8 else (-1, 0, torch.iinfo(dtype).max)
+    for i in ids:
+        tokens = torch.tensor([[i, 8, i, i]], device=device).to(dtype)
+        v = torch.tensor([[[1.0], [2.0], [3.0], [100.0]]], device=device)
+        last = torch.tensor([[False, False, False, True]], device=device)
+        assert associate(v, make_plan(tokens, last, implementation)).flatten().tolist() == [3, 0, 1, 0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_stands_at_padding_spoils_nothing(causal, implementation):
+    """NaN there, or a sentence of padding only: outputs and gradients of the rest are finite."""
     device = device_of(implementation)
-    tokens, padding_mask = (x.to(device) for x in example(3, 141))
-    plan = make_plan(tokens, padding_mask, implementation)
-    u, v = torch.randn(2, 3, 141, 5, dtype=torch.float64, device=device)
-    torch.testing.assert_close((associate(u, plan) * v).sum(), (u * associate(v, plan)).sum())
+    tokens, padding_mask = (x.to(device) for x in example(3, 9))
+    padding_mask[1] = True
+    v = torch.randn(3, 9, 4, device=device).masked_fill(padding_mask[..., None], float("nan")).requires_grad_()
+    y = associate(v, make_plan(tokens, padding_mask, implementation, causal))
+    y[~padding_mask].sum().backward()
+    assert y.isfinite().all() and v.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_default_dtype_does_not_matter(dtype, implementation):
+    """Counts are not kept in torch's default dtype, in which 500 or 5000 ones do not add up."""
+    device = device_of(implementation)
+    tokens, v = torch.zeros(1, 5001, dtype=torch.int64, device=device), torch.ones(1, 5001, 1, device=device)
+    if implementation == "dense":
+        tokens, v = tokens[:, :501], v[:, :501]
+    try:
+        torch.set_default_dtype(dtype)
+        plan = make_plan(tokens, implementation=implementation)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert plan.weight.dtype == torch.float32
+    torch.testing.assert_close(associate(v, plan), v)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -122,15 +157,15 @@ def test_association_of_one_group_and_of_none(implementation, n_tokens, T):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
-@pytest.mark.parametrize("n_tokens", [1, 40, 10_000])
-def test_association_of_long_sentences(implementation, n_tokens):
+@pytest.mark.parametrize("n_tokens, causal", [(1, False), (40, False), (10_000, False), (1, True), (40, True)])
+def test_association_of_long_sentences(implementation, n_tokens, causal):
     """
     At 400 tokens, 7 tiles of the fused kernel, with groups from a single position to all of them, and of a slice of
     the channels, more of them than a program takes: as `dense` says, in all precisions and both passes.
     """
     device = device_of(implementation)
     tokens, padding_mask = (x.to(device) for x in example(2, 400, n_tokens))
-    dense, plan = (make_plan(tokens, padding_mask, name) for name in ("dense", implementation))
+    dense, plan = (make_plan(tokens, padding_mask, name, causal) for name in ("dense", implementation))
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
         v = torch.randn(2, 400, 80, device=device).to(dtype)[..., :70].requires_grad_()
         y, expected = associate(v, plan), associate(v.float(), dense)
@@ -181,7 +216,8 @@ def test_triton_compiles_for_a_gpu_that_is_not_there(dtype, total):
     kinds = dict(v=f"*{dtype}", y=f"*{dtype}", sort_index="*i32", group_sorted="*i32", weight="*fp32",
                  sums=f"*{total}", T="i32", C="i32", v_b="i32", v_t="i32", n_tiles="i32")
     sizes = dict(TILE=attention.TILE, BLOCK=64, PRECISION="tf32" if dtype == "bf16" else "ieee")
-    for kernel in (attention.sum_edges, attention.sum_groups):
+    for kernel, side in ((attention.sum_edges, 0), *((attention.sum_groups, side) for side in (-1, 0, 1))):
+        sizes["SIDE"] = side
         signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
         values = {name: sizes[name] for name in signature if name in sizes}
         source = triton.compiler.ASTSource(kernel, signature, values)
@@ -210,17 +246,18 @@ def test_triton_where_it_does_not_run():
         make_plan(torch.zeros(1, 3, dtype=torch.int64), implementation="triton")
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel_size, T", [(1, 5), (3, 1), (7, 4), (7, 23)])
-def test_manipulation_against_loops(kernel_size, T):
-    """A window around every position, zero beyond the ends and at padding."""
-    module = Manipulation(3, kernel_size).double()
+def test_manipulation_against_loops(kernel_size, T, causal):
+    """A window around every position, or one that ends there, zero beyond the ends and at padding."""
+    module = Manipulation(3, kernel_size, causal).double()
     x, padding_mask = torch.randn(2, T, 3, dtype=torch.float64), torch.rand(2, T) < 0.3
     weight, bias = module.conv.weight.view(3, kernel_size), module.conv.bias
     expected = bias.expand(2, T, 3).clone()
     for b in range(2):
         for i in range(T):
             for k in range(kernel_size):
-                j = i + k - kernel_size // 2
+                j = i + k - (kernel_size - 1 if causal else kernel_size // 2)
                 if 0 <= j < T and not padding_mask[b, j]:
                     expected[b, i] = expected[b, i] + weight[:, k] * x[b, j]
     torch.testing.assert_close(module(x, padding_mask), expected)
@@ -238,8 +275,12 @@ def test_vanilla_against_torch(padded):
         theirs.out_proj.load_state_dict(ours.proj.state_dict())
     x, (tokens, padding_mask) = torch.randn(2, 9, 12, dtype=torch.float64), example(2, 9, padded=padded)
     expected, weights = theirs(x, x, x, key_padding_mask=padding_mask, average_attn_weights=False)
-    torch.testing.assert_close(ours(x, tokens, padding_mask), expected)
-    torch.testing.assert_close(ours(x, tokens, padding_mask, need_weights=True), (expected, weights))
+    real = slice(None) if padding_mask is None else ~padding_mask
+    maps = lambda weights: weights.transpose(1, 2)[real]  # (B, H, T, T) -> (positions, H, T)
+    torch.testing.assert_close(ours(x, tokens, padding_mask)[real], expected[real])
+    y, ours = ours(x, tokens, padding_mask, need_weights=True)
+    torch.testing.assert_close(y[real], expected[real])
+    torch.testing.assert_close(maps(ours), maps(weights))
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -261,7 +302,7 @@ def test_dropout_is_of_the_attention_map_and_right_on_average(need_weights):
 @pytest.mark.parametrize("chained", [True, False])
 def test_lego_is_its_pathways_joined(chained, implementation):
     """Chained: what association brought passes the convolution. Parallel: each pathway has channels of its own."""
-    module = LegoAttention(8, 0.25, chained, kernel_size=5, association=implementation).double()
+    module = LegoAttention(8, 5, 0.25, chained, association=implementation).double()
     x, (tokens, padding_mask) = torch.randn(2, 13, 8, dtype=torch.float64), example(2, 13)
     v = module.value(x)
     far, near = association_by_loops(v[..., :2], tokens, padding_mask), v[..., 2:]
@@ -299,11 +340,11 @@ def test_contract(kind):
     x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10)
     y = module(x, tokens, padding_mask)
     assert y.shape == x.shape
-    plan = make_plan(tokens, padding_mask)
+    plan = make_plan(tokens, padding_mask, causal="causal" in kind)
     torch.testing.assert_close(module(x, tokens, padding_mask, plan), y)
     again, weights = module(x, tokens, padding_mask, plan, need_weights=True)
     torch.testing.assert_close(again, y)
-    n_map = {"vanilla": 4, "hybrid": 2 + 2, "hybrid, segment": 2 + 2}.get(kind, 2)
+    n_map = 4 if "vanilla" in kind or "hybrid" in kind else 2  # of hybrid two are LEGO's
     assert weights.shape == (3, n_map, 10, 10) and (weights >= 0).all()
     rows = weights.sum(-1)  # a row sums to one, or to zero where association finds nothing
     torch.testing.assert_close(rows, rows.round(), atol=1e-5, rtol=0)
@@ -340,8 +381,54 @@ def test_padding_is_never_looked_at(kind):
     x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10, n_tokens=4)
     y = module(x, tokens, padding_mask)
     x, tokens = x.clone(), tokens.clone()
-    x[padding_mask], tokens[padding_mask] = 100 * torch.randn(int(padding_mask.sum()), 12), 1
+    x[padding_mask], tokens[padding_mask] = float("nan"), 1
     torch.testing.assert_close(module(x, tokens, padding_mask)[~padding_mask], y[~padding_mask])
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentence_of_padding_only(kind, need_weights):
+    """Its output is finite, and it leaves no NaN in the gradient of the sentence beside it."""
+    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    tokens, padding_mask = torch.randint(4, (2, 5)), torch.tensor([[False] * 5, [True] * 5])
+    y = module(torch.randn(2, 5, 12), tokens, padding_mask, need_weights=need_weights)
+    y = y[0] if need_weights else y
+    y[0].sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("T", [9, 70])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "causal" in kind])
+def test_causal_sees_nothing_of_what_comes_later(kind, T):
+    """No output depends on a later position, neither on its state nor on its token; the map says so, too."""
+    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    x, tokens = torch.randn(1, T, 12), torch.randint(4, (1, T))
+    y, weights = module(x, tokens, need_weights=True)
+    assert not weights.triu(1).any()
+    for i in (1, T // 2, T - 1):
+        changed, others = x.clone(), tokens.clone()
+        changed[:, i:], others[:, i:] = torch.randn(1, T - i, 12), torch.randint(4, (1, T - i))
+        torch.testing.assert_close(module(changed, others)[:, :i], y[:, :i])
+        assert not torch.allclose(module(changed, others)[:, i:], y[:, i:])
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns that T is a constant, vmap that scatter is slow
+@pytest.mark.parametrize("T", [20, 100])
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_func_and_jit_take_the_module(causal, T):
+    """grad, vmap over sentences, torch.jit.trace and, but for `segment`, jvp, against plain autograd."""
+    module = LegoAttention(8, causal=causal)
+    x, tokens, weights = torch.randn(3, T, 8), torch.randint(4, (3, T)), dict(module.named_parameters())
+    loss = lambda weights, x, tokens: torch.func.functional_call(module, weights, (x[None], tokens[None])).pow(2).sum()
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, tokens)
+    module(x, tokens).pow(2).sum().backward()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, atol=1e-4, rtol=1e-4)
+    y = module(x, tokens)
+    if causal or T <= attention.DENSE_UP_TO:
+        _, tangent = torch.func.jvp(lambda x: module(x, tokens), (x,), (x,))
+        torch.testing.assert_close(tangent, y - module(0 * x, tokens))  # linear but for its biases
+    torch.testing.assert_close(torch.jit.trace(module.eval(), (x, tokens))(x, tokens), y)
 
 
 @pytest.mark.parametrize("arguments, expected", [
@@ -360,6 +447,16 @@ def test_padding_is_never_looked_at(kind):
 def test_bad_arguments_are_named(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         make_attention(**{"n_embd": 12, "n_head": 4, **arguments})(torch.randn(1, 3, 12), torch.zeros(1, 3).long())
+
+
+def test_wrong_shapes_are_named():
+    for T in (5, 100):
+        with pytest.raises(ValueError, match=rf"v of shape \(2, {T}, 4\): expected .* \(1, {T}\)"):
+            LegoAttention(8)(torch.randn(2, T, 8), torch.zeros(1, T).long())
+    with pytest.raises(ValueError, match=r"\(2, 0\): expected at least one token"):
+        LegoAttention(8)(torch.randn(2, 0, 8), torch.zeros(2, 0).long())
+    with pytest.raises(ValueError, match="attention=mamba: expected vanilla, lego or hybrid"):
+        make_attention("mamba", 8, 2)
 
 
 def test_target_maps_of_a_sentence():
