@@ -30,6 +30,7 @@ branches, distractor chains and dropped clauses are ours.
 """
 import ast
 import difflib
+import inspect
 import itertools
 import json
 import os
@@ -40,7 +41,7 @@ import sys
 import textwrap
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -129,9 +130,9 @@ class Batch(NamedTuple):
     """A batch of sentences and what is asked about each of them, in order of depth."""
 
     tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
-    positions: torch.Tensor  # (B, n) int64: where each variable is defined (0 if its clause is dropped)
-    values: torch.Tensor  # (B, n) int64: index into task.values, or IGNORE where there is no label
-    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to the variable
+    positions: torch.Tensor  # (B, n) int64: where to read, first of all where each variable is defined (0: dropped)
+    values: torch.Tensor  # (B, n) int64: what to find there, index into task.values; IGNORE where there is no label
+    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to it
 
 
 def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None, n_distractor=0, drop=None,
@@ -141,13 +142,13 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
 
     n_clauses     n, the variables that are asked for
     generator     a torch.Generator on the device of the batch; None for the default one of the CPU
-    branch        probability, a number or one per sentence (B,), that the argument of a clause is any earlier variable
-                  or the root, all equally likely, and not the variable before it; 0 gives chains
+    branch        probability, a number or one per sentence (B,), that the argument of a clause is drawn from all
+                  earlier variables and the root, equally likely; else it is the variable before. 0 gives chains
     parents       (N,) the graph itself in place of a random one: what variable i has as its argument, 0 for the root,
                   j + 1 for variable j < i
     n_distractor  length of a second chain in the same sentence, with its own root clause and names, never asked for
-    drop          the chain index of a clause to leave out: an int, a (B,) tensor, or "random". Values from there on
-                  are not determined, their labels are IGNORE; the dropped variable still is the next argument
+    drop          (B,) the chain index of a clause to leave out. Values from there on are not determined, their labels
+                  are IGNORE; the dropped variable still is the next argument
     arguments     ask at the argument of every clause, too: (B, 2 n), a clause's variable and its argument share a depth
 
     Raises ValueError if a size is out of range, and for a clause dropped from anything but a chain.
@@ -157,13 +158,8 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
         raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all at most "
                          f"n_names={len(task.names)}")
     is_chain = parents is None and not torch.is_tensor(branch) and branch == 0
-    if drop is not None and (N == 1 or not is_chain):
-        raise ValueError(f"drop={drop}: expected None for a single clause, and for branches")
-    if drop is not None and not torch.is_tensor(drop):
-        if drop != "random" and drop not in range(n):
-            raise ValueError(f"drop={drop}: expected random or a chain index up to {n - 1}")
-        low, high = (0, n) if drop == "random" else (drop, drop + 1)
-        drop = torch.randint(low, high, (B,), generator=generator, device=device)
+    if drop is not None and (N == 1 or not is_chain or drop.min() < 0 or drop.max() >= n):
+        raise ValueError(f"drop={drop}: expected chain indices from 0 to {n - 1}, and None for 1 clause or branches")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device)
 
     # the graph: column 0 is the root, column i + 1 variable i
@@ -322,8 +318,8 @@ def split_words(text) -> list[str]:
 @lru_cache(maxsize=2)
 def read_corpus(path="", n_tokens=1, device="cpu", n_words=8192) -> Corpus:
     """
-    The words of a UTF-8 text file, or without a path of the docstrings of LIBRARIES. The vocabulary is the n_words most
-    common ones and the tokens of LEGO. Raises ValueError for a file that is not text, or too short for n_tokens.
+    The words of a UTF-8 text file, or without a path of the docstrings of LIBRARIES. The vocabulary has n_words, the
+    tokens of LEGO and the most common words. Raises ValueError for a file that is not text, or too short for n_tokens.
     """
     special = ("[UNKNOWN]", "[MASK]", "[END]", *make_task("sign").vocab)
     index, documents = {word: i for i, word in enumerate(special)}, []  # words are numbered as they come ...
@@ -463,6 +459,12 @@ def override(arguments, config_class, presets={}, implied=lambda dial, text: {})
     return preset | brought | given
 
 
+def list_dials(config_class) -> str:
+    """For --help: a line for each dial, with its default and the comment beside it."""
+    dials = re.findall(r"^    (\w+): \w+ = (\S+)(?:  # (.*))?$", inspect.getsource(config_class), re.MULTILINE)
+    return "\n".join(f"    {f'--{name}={default}':<24} {comment}" for name, default, comment in dials)
+
+
 def check(config, rules, **more):
     """Raises ValueError for a dial of another type, and for the first of the rules that the dials break."""
     values = {**vars(config), **more}
@@ -488,7 +490,7 @@ def deferred_signals():
     def defer(number, frame):
         signals.append(number)
         restore()
-        print("\nstopping after this step; a second signal stops at once", file=sys.stderr)
+        print("\nstopping soon; a second signal stops at once", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, as under nohup, or not set by Python

@@ -175,7 +175,7 @@ class Transformer(nn.Module):
             if name.startswith(("head.", "value_embedding.")):
                 if not same_task or name not in there or there[name].shape != here[name].shape:
                     there[name] = here[name]
-        for name in here.keys() & {"position_embedding.weight"}:
+        if (name := "position_embedding.weight") in here:
             there[name] = there[name][: len(here[name])]
         rows, name = here["token_embedding.weight"].clone(), "token_embedding.weight"
         for row, symbol in zip(rows, symbols):

@@ -26,18 +26,16 @@ A carry from step to step, in which a finished example makes room for a new one,
 2510.04871); cutting all gradients to the past is also the Recursive Stem Model's (2603.15641). That the carry holds
 beliefs, that a step is one loop, and when a label is due are ours.
 """
-import inspect
 import json
 import math
 import os
 import platform
 import random
-import re
 import signal
 import time
 import warnings
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -61,7 +59,7 @@ from model import (VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, 
 
 
 def has_variables(config) -> bool:
-    """Whether a run is measured by the accuracy of its variables, or only by its loss."""
+    """Whether a run has an accuracy for each variable."""
     return config.task not in ("words", "mimic")
 
 
@@ -83,7 +81,7 @@ class Config:
     attention: str = "lego"  # lego, vanilla, or hybrid: half of the heads of either kind
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 0  # blocks; tied: loops of the one block; 0: one for each labelled link, and 3 to spare
-    carry: str = ""  # tied: a loop hands on its beliefs, state, or none, when gradients cross; "": beliefs if it can
+    carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if it can
     n_embd: int = 64  # width C
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
@@ -96,9 +94,9 @@ class Config:
     # optimisation
     batch_size: int = 64  # sentences per step, over all processes
     n_train: int = 0  # repeat the batches of a fixed set of this many sentences; 0: new ones all the time
-    unknown_weight: float = 0.2  # carry: of the loss that teaches what no loop can have reached to say nothing; 0: off
+    unknown_weight: float = 0.2  # carry: weight of the loss that keeps a value uniform until it is due; 0: off
     max_steps: int = 300
-    stop_at: float = 0.0  # stop when every variable has this accuracy over 5 evaluations; 0: never
+    stop_at: float = 0.0  # stop when every variable has this accuracy, mean of 5 evaluations; 0: never
     lr: float = 0.0  # AdamW: embeddings, convolutions, head, norms and biases; 0: 4e-3, or 5e-4 for vanilla
     muon_lr: float = -1.0  # Muon: the matrices of the blocks; -1: 10 lr; 0: AdamW trains these too
     beta2: float = 0.99  # AdamW
@@ -109,18 +107,18 @@ class Config:
     ema: float = 0.95  # decay of the averaged weights, which are tested and saved; 0: the last weights
     seed: int = 0
     # evaluation and files
-    eval_every: int = 5  # steps; 10 times as many once every variable is right
+    eval_every: int = 5  # steps; without stop_at, 10 times as many once every variable is right
     eval_size: int = 100  # new sentences at each evaluation
-    out_dir: str = "out"  # "": write nothing
+    out_dir: str = "out"  # "": write no files of the run
     # machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: str = "float32"  # of matrix products; bfloat16 on a GPU
     compile: bool = False  # torch.compile the blocks
 
     def __post_init__(self):
-        """Puts what they stand for in place of the dials that follow others."""
+        """Fills in the dials whose default depends on others."""
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
-        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # of other lengths, or fixed
+        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # batches that a carry can't mix
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)
@@ -227,7 +225,7 @@ def told_to_stop(signals, step) -> bool:
     """Whether any process has got a signal. Several processes ask each other every 10 steps, and stop together."""
     if N_RANKS == 1 or step % 10:
         return N_RANKS == 1 and bool(signals)
-    return bool(mean_of_ranks(torch.tensor(float(len(signals)), device=pick_device("auto"))) > 0)
+    return bool(mean_of_ranks(torch.tensor(float(len(signals)))) > 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -245,12 +243,12 @@ def make_generator(config, purpose, step=0, device="cpu") -> torch.Generator:
 def make_task(config, device="cpu"):
     """A lego.Task, or for words a lego.Corpus. Both have a `vocab` and the `values` to be predicted."""
     if config.task == "words":
-        return lego.read_corpus(config.corpus, config.n_tokens, device)
+        return lego.read_corpus(config.corpus, config.n_tokens, str(device))  # read once for each device
     return lego.make_task("sign" if config.task == "mimic" else config.task, config.n_names)
 
 
 def draw_sentences(config, size, step, device) -> lego.Batch:
-    """The training sentences of a step; only positions that carry a label are asked for."""
+    """The training sentences of a step; only labelled variables are asked for."""
     if config.n_train:  # a fixed set: every epoch has the same batches
         step %= config.n_train // config.batch_size
     task, generator = make_task(config, device), make_generator(config, "sentences", step, device)
@@ -259,11 +257,10 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
     dice = random.Random(seed_of(config, "lengths", step))
     n_distractor = dice.randint(0, config.n_distractor)
     n = dice.randint(config.min_clauses or config.n_clauses, config.n_clauses) - n_distractor
-    drops = dice.random() < config.drop_clause
+    drop = torch.randint(n, (size,), generator=generator, device=device) if dice.random() < config.drop_clause else None
     # each sentence branches with a probability of its own; the cube makes half of the sentences chains, or nearly
     branch = config.branch * torch.rand(size, generator=generator, device=device) ** 3 if config.branch else 0.0
-    batch = lego.sample(task, size, n, generator, branch, None, n_distractor, "random" if drops else None,
-                        arguments=config.carry != "none")
+    batch = lego.sample(task, size, n, generator, branch, None, n_distractor, drop, arguments=config.carry != "none")
     n_labels = config.n_supervised if has_variables(config) else 0
     asked = torch.arange(batch.positions.size(1), device=device) % n < n_labels
     return lego.Batch(batch.tokens, *(x[:, asked] for x in batch[1:]))
@@ -319,17 +316,16 @@ def make_model(config, weights=None) -> Transformer:
     return model
 
 
-def loops_at_test(config) -> int:
-    """A model with a carry gets a loop for each clause, and 4 to spare; any other as many layers as in training."""
-    return config.n_layer if config.carry == "none" else config.n_clauses + 4
-
-
 @torch.no_grad()
 def evaluate(model, batch, config):
-    """The test loss, and the accuracies: of every variable, labelled or not; of all words; of nothing to mimic."""
+    """
+    The test loss, and the accuracies: of every variable, labelled or not; of all words; none for mimic. A model with a
+    carry makes a loop for each clause and 4 to spare.
+    """
     sums, right, mimics = [], [], config.task == "mimic"
+    n_loops = config.n_layer if config.carry == "none" else config.n_clauses + 4
     for part in map(lego.Batch._make, zip(*(x.split(128) for x in batch))):
-        loss, n, logits = (mimic_loss if mimics else loss_of)(model, part, loops_at_test(config))
+        loss, n, logits = (mimic_loss if mimics else loss_of)(model, part, n_loops)
         sums.append(torch.stack((loss, n)))
         right += [] if mimics else [(logits.argmax(-1) == part.values).float()]
     loss, n = sum(sums)
@@ -338,7 +334,7 @@ def evaluate(model, batch, config):
         numbers.append(torch.cat(right)[batch.values != lego.IGNORE].mean())
     elif not mimics:
         numbers += torch.cat(right).mean(0)
-    loss, *accuracy = mean_of_ranks(torch.stack(numbers)).tolist()  # GPUs may differ in a last bit, and then in the end
+    loss, *accuracy = mean_of_ranks(torch.stack(numbers)).tolist()  # so that all decide alike
     return loss, accuracy
 
 
@@ -368,9 +364,6 @@ def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
     optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
     return optimizers
 
 
@@ -411,7 +404,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
 
         config, n_parameters, hardware, torch    what ran, and where
         step, loss, test_loss, accuracy          one entry per evaluation: steps so far, mean training loss since the
-                                                 last entry in nats per label, what `evaluate` finds on new sentences
+                                                 last entry in nats per label that is due, what `evaluate` finds
         seconds, flops, tokens                   spent on training so far, evaluation not counted
         looks                                    what look(model, config) returned at each evaluation but the first;
                                                  those before a stop are not kept
@@ -425,7 +418,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     if N_RANKS > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group()
     if config.out_dir:
         os.makedirs(config.out_dir, exist_ok=True)
     model = (make_model(config) if model is None else model).to(device).train()
@@ -434,7 +427,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
                    torch=str(torch.__version__), **{column: [] for column in COLUMNS})
     step, losses, seconds, flops, tokens = 0, [], 0.0, 0, 0  # losses: (loss, labels) of the steps since an evaluation
-    batch = carried = None  # the sentences of the step before, and what they have been handed
+    batch = carried = None  # the sentences of the step before, and what their last loop handed on
     flops_of_step = {}  # by the shape of the batch, counted once for each
     if resume:
         (step, losses, seconds, flops, tokens), carried = restore(config, model, averaged, optimizers, history)
@@ -469,7 +462,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                     if look and step:
                         history.setdefault("looks", []).append(look(averaged.module, config))
                     if RANK == 0:
-                        bar.write(report(history, config))
+                        bar.write(show.report(history))
                 progress = (step, losses, seconds, flops, tokens), rows_of_all_ranks(carried)
                 if RANK == 0 and config.out_dir and step:  # at step 0 the files of the last run are worth more
                     save(config, model, averaged, optimizers, history, *progress)
@@ -481,8 +474,8 @@ def train(config, model=None, look=None, resume=False) -> dict:
                 raise KeyboardInterrupt(f"stopped after step {step}{goes_on}", (signals or [signal.SIGTERM])[0])
 
             # one step
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = group["peak_lr"] * lr_multiplier(step, config)
+            for optimizer, lr in zip(optimizers, (config.lr, config.muon_lr)):
+                optimizer.param_groups[0]["lr"] = lr * lr_multiplier(step, config)
             batch, loop = draw_batch(config, step, batch, device)
             torch.manual_seed(seed_of(config, f"dropout {RANK}", step))
             inputs = lego.Batch(*(x[MINE] for x in batch)), carried, loop[MINE]
@@ -509,7 +502,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
 
 
 def evaluates_at(step, history, config) -> bool:
-    """At the end, and every eval_every steps; once every variable is right there is less to see, and it is rarer."""
+    """At the end, and every eval_every steps; once every variable is right there is less to see: less often."""
     last = history["accuracy"][-1] if history["accuracy"] else []
     solved = bool(last) and min(last) >= 0.999 and not config.stop_at
     is_time = step % (config.eval_every * (10 if solved else 1)) == 0 or step == config.max_steps
@@ -519,16 +512,8 @@ def evaluates_at(step, history, config) -> bool:
 def reached_stop_at(history, n_evaluations=5) -> bool:
     """Whether every variable is at stop_at or better over the last evaluations together."""
     stop_at, last = history["config"]["stop_at"], history["accuracy"][-n_evaluations:]
-    return 0 < stop_at <= min((sum(column) / n_evaluations for column in zip(*last)), default=0)
-
-
-def report(history, config) -> str:
-    """The last evaluation in one line; accuracies in %, variables without a label after |."""
-    step, loss, test_loss, accuracy, seconds = (history[column][-1] for column in COLUMNS[:5])
-    cells = [f"{100 * a:5.1f}" for a in accuracy]
-    cells[config.n_supervised : config.n_supervised] = ["|"] * (len(cells) > config.n_supervised)
-    loss = "-" if loss is None else f"{loss:.4f}"
-    return f"step {step:5d}   {seconds:6.1f} s   loss {loss:>6}   test {test_loss:.4f}   " + " ".join(cells)
+    means = [sum(column) / n_evaluations for column in zip(*last)] if len(last) == n_evaluations else []
+    return 0 < stop_at <= min(means, default=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -572,30 +557,27 @@ def restore(config, model, averaged, optimizers, history):
         return (int(step), losses, float(seconds), int(flops), int(tokens)), carried
 
 
-def help_text() -> str:
-    """How to call this script, and every dial with the comment beside it."""
-    dials = re.findall(r"^    (\w+): \w+ = (\S+)(?:  # (.*))?$", inspect.getsource(Config), re.MULTILINE)
-    return "\n".join([__doc__, *(f"    {f'--{name}={default}':<24} {comment}" for name, default, comment in dials),
-                      f"    --preset={' or '.join(PRESETS)}"])
+@dataclass
+class Command(Config):
+    ask: str = ""
+    resume: bool = False
 
 
 def main(arguments):
     if {"--help", "-h"} & {*arguments}:
-        return print(help_text())
-    questions = [argument.removeprefix("--ask=") for argument in arguments if argument.startswith("--ask=")]
-    resume, saved = "--resume" in arguments, {"config": {}}
-    dials = [argument for argument in arguments if argument != "--resume" and not argument.startswith("--ask=")]
-    given = lego.override(dials, Config, PRESETS, implied)
-    folder = Path(given.get("out_dir", Config.out_dir))
-    if questions or resume:  # the checkpoint's dials, and the command line's on top
+        return print(__doc__, lego.list_dials(Config), f"    --preset={' or '.join(PRESETS)}", sep="\n")
+    given = lego.override(arguments, Command, PRESETS, implied)
+    question, resume = given.pop("ask", None), given.pop("resume", False)
+    folder, saved = Path(given.get("out_dir", Config.out_dir)), {"config": {}}
+    if question is not None or resume:  # the checkpoint's dials, and the command line's on top
         saved = read_checkpoint(folder)
     with one_line(f"{folder}/checkpoint.pt: expected the dials of this train.py"):
         config = Config(**({k: v for k, v in saved["config"].items() if k not in OF_THIS_MACHINE} | given))
     check(config)
     device, model = pick_device(config.device), make_model(config, saved.get("model"))
-    if questions:
+    if question is not None:
         task = lego.make_task(config.task, lego.MAX_NAMES if shares_names(config) else config.n_names)
-        return show.answer(model.to(device), task, questions[0], folder / "ask.png")
+        return show.answer(model.to(device), task, question, folder / "ask.png")
     if RANK == 0:
         print(f"{model.n_parameters():,} parameters on {device}" + f" and {N_RANKS - 1} more" * (N_RANKS > 1)
               + "; accuracy in % of every variable in chain order, labelled | unlabelled" * has_variables(config))

@@ -95,6 +95,17 @@ def draw_accuracy(axes, histories):
              xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))
 
 
+def report(history) -> str:
+    """The last evaluation in one line; accuracies in %, variables without a label after |."""
+    columns = "step", "loss", "test_loss", "accuracy", "seconds"
+    step, loss, test_loss, accuracy, seconds = (history[column][-1] for column in columns)
+    cells = [f"{100 * a:5.1f}" for a in accuracy]
+    if len(cells) > (n := history["config"]["n_supervised"]):
+        cells.insert(n, "|")
+    loss = "-" if loss is None else f"{loss:.4f}"
+    return f"step {step:5d}   {seconds:6.1f} s   loss {loss:>6}   test {test_loss:.4f}   " + " ".join(cells)
+
+
 def describe(history) -> str:
     """A run in words: what model, on what machine."""
     c = history["config"]

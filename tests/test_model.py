@@ -227,7 +227,7 @@ def test_loss_is_the_cross_entropy_of_all_labels_after_the_last_layer():
 
 def test_batch_without_a_label_has_no_loss():
     model = model_of(vocab_size=6, n_out=2)
-    loss, n, _ = loss_of(model, sentences(branch=0.0, drop=0))
+    loss, n, _ = loss_of(model, sentences(branch=0.0, drop=torch.zeros(6, dtype=torch.int64)))
     assert loss == n == 0
 
 

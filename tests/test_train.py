@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -256,7 +257,7 @@ def test_long_run_does_not_grow(tmp_path):
     config = tiny(n_clauses=2, n_supervised=1, n_layer=2, n_embd=8, batch_size=4, eval_size=4, eval_every=20,
                   max_steps=160, stop_at=1.0, out_dir=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "report", lambda history, config: sizes.update(
+        patch.setattr(train.show, "report", lambda history: sizes.update(
             {history["step"][-1]: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}) or "")
         train.train(config)
     assert sizes[160] - sizes[40] < 2e6, sizes
@@ -265,20 +266,19 @@ def test_long_run_does_not_grow(tmp_path):
 @pytest.mark.parametrize("carry", ["beliefs", "state"])
 def test_one_loop_a_step_is_all_loops_from_the_start(monkeypatch, carry):
     """
-    With weights that stand still: row b makes loop (step + b) mod n_layer + 1; a sentence stays for n_layer loops, and
-    has been handed on, after loop k, what k loops from nothing hand on. Then a new sentence stands there.
+    With weights that stand still: row b makes loop (step + b) mod n_layer + 1, or step + 1 if it is not yet that old;
+    after loop k a sentence hands on what k loops from nothing hand on. After loop n_layer a new one stands there.
     """
     config = tiny(**STILL, carry=carry, n_layer=4, batch_size=6, max_steps=10, eval_every=10, eval_size=1)
     model = train.make_model(config)
     _, steps = steps_of(monkeypatch, config, model)
     for step, (batch, loop, _, _, handed_on) in enumerate(steps):
-        assert loop.tolist() == [(step + b) % 4 + 1 for b in range(6)]
+        assert loop.tolist() == [min((step + b) % 4, step) + 1 for b in range(6)]
         for b in range(6):
             if step:
                 assert torch.equal(batch.tokens[b], steps[step - 1][0].tokens[b]) == (loop[b] > 1)
-            if step >= loop[b] - 1:  # a sentence that has been here from its first loop on
-                *_, (x, _) = model.layers(batch.tokens[b : b + 1], int(loop[b]))
-                torch.testing.assert_close(handed_on[b : b + 1], model.hand_on(x))
+            *_, (x, _) = model.layers(batch.tokens[b : b + 1], int(loop[b]))
+            torch.testing.assert_close(handed_on[b : b + 1], model.hand_on(x))
     sentences = {tuple(tokens.tolist()) for batch, *_ in steps for tokens in batch.tokens}
     assert len(sentences) == 6 + 13  # so many were replaced
 
@@ -728,7 +728,7 @@ def refused(run):
     ("--n_layer=", "n_layer=: expected int"), ("--n_layer=3.5", "n_layer=3.5: expected int"),
     ("--lr=fast", "lr=fast: expected float"), ("--tied=maybe", "tied=maybe: expected bool"),
     ("--preset=foo", "preset=foo: expected vanilla, words, paper"),
-    ("--resume=true", "'--resume=true': expected --dial=value"),
+    ("--resume=maybe", "resume=maybe: expected bool"),
     ("--n_clauses=27 --n_names=26", "n_clauses=27, n_names=26: expected 1 <= n_clauses <= n_names"),
     ("--lr=nan", "lr=nan: expected 0 < lr <= 1e6"), ("--muon_lr=inf", "muon_lr=inf: expected 0 <= muon_lr"),
     ("--schedule=step", 'schedule=step: expected schedule in ("constant", "linear", "cosine")'),
@@ -768,7 +768,7 @@ def test_every_rule_can_be_broken_and_is_the_message():
     broken, values = set(), (-1, 0, 1, 3, 1000, 10**9, math.nan, "x", True, False)
     bases = ({}, dict(carry="state"), dict(carry="state", task="words"), dict(task="mimic"), dict(drop_clause=0.5),
              dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2))
-    for base, field in itertools.product(bases, train.fields(train.Config)):
+    for base, field in itertools.product(bases, fields(train.Config)):
         for value in (value for value in values if type(value) is field.type):
             try:
                 train.check(train.Config(**{**base, field.name: value}))
@@ -970,7 +970,7 @@ def test_two_processes_are_one(programs):
         alone = train.train(tiny(**dials))
         assert together["step"] == alone["step"] and together["flops"] == alone["flops"]
         for key in ("loss", "test_loss"):
-            assert together[key][1:] == pytest.approx(alone[key][1:], rel=1e-4)
+            assert together[key][1:] == pytest.approx(alone[key][1:], rel=1e-3)  # Muon rounds to bfloat16
 
 
 def test_main_job_on_a_bare_machine(programs):
