@@ -38,9 +38,11 @@ import re
 import signal
 import string
 import sys
+import tempfile
 import textwrap
 import threading
-from contextlib import contextmanager
+import unicodedata
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -160,7 +162,7 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     is_chain = parents is None and not torch.is_tensor(branch) and branch == 0
     if drop is not None and (N == 1 or not is_chain or drop.min() < 0 or drop.max() >= n):
         raise ValueError(f"drop={drop}: expected chain indices from 0 to {n - 1}, and None for 1 clause or branches")
-    rand = lambda *size: torch.rand(*size, generator=generator, device=device)
+    rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
 
     # the graph: column 0 is the root, column i + 1 variable i
     place = torch.arange(N, device=device)
@@ -310,9 +312,17 @@ class Corpus:
     values = property(lambda self: self.vocab)
 
 
+@lru_cache
+def word_pattern() -> re.Pattern:
+    """A word is letters with their accents; a digit, a Chinese character or any other sign is one by itself."""
+    marks = "".join(c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] == "M")
+    chinese = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # as BERT has it
+    return re.compile(rf"[{chinese}]|[^\W\d_](?:[^\W\d_{chinese}]|[{marks}\u200c\u200d])*|\d|[^\w\s]|_")
+
+
 def split_words(text) -> list[str]:
-    """Lower-case words, single digits, and each other character by itself; spaces go."""
-    return re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text.lower())
+    """Lower-case words and single signs, see `word_pattern`; spaces go."""
+    return word_pattern().findall(unicodedata.normalize("NFC", text.lower()))
 
 
 @lru_cache(maxsize=2)
@@ -348,9 +358,9 @@ def read_paragraphs(path) -> list[str]:
     return paragraphs if len(paragraphs) >= 20 else text.split("\n")
 
 
-def read_docstrings(folder="out") -> list[str]:
-    """The docstrings in the sources of LIBRARIES, without their lines of code; collected once, in a minute."""
-    cache = Path(folder) / f"docstrings-{'-'.join(f'{name}-{version(name)}' for name in LIBRARIES)}.json"
+def read_docstrings() -> list[str]:
+    """The docstrings in the sources of LIBRARIES, without their lines of code; collected in a minute, then kept."""
+    cache = Path(tempfile.gettempdir()) / f"nanolego-{'-'.join(f'{name}-{version(name)}' for name in LIBRARIES)}.json"
     if not cache.exists():
         paths = [path for name in LIBRARIES for location in find_spec(name).submodule_search_locations
                  for path in sorted(Path(location).rglob("*.py"))]
@@ -374,8 +384,8 @@ def sample_words(corpus, batch_size, n_tokens, generator=None, held_out=False, h
     [MASK], 10% another word, 10% themselves. `values` are word ids, n = hidden T. The text is T words or more.
     """
     B, T, words = batch_size, n_tokens, corpus.test if held_out else corpus.train
-    rand = lambda *size: torch.rand(*size, generator=generator, device=words.device)
-    start = (rand(B, 1).double() * (len(words) - T + 1)).long()
+    rand = lambda *size: torch.rand(*size, generator=generator, device=words.device, dtype=torch.float32)
+    start = torch.randint(len(words) - T + 1, (B, 1), generator=generator, device=words.device)
     tokens = words[start + torch.arange(T, device=words.device)]  # (B, T)
     n = max(1, round(hidden * T))
     positions = (rand(B, T) + (tokens <= END)).argsort(dim=1)[:, :n]  # (B, n): unknown words and ends come last
@@ -420,7 +430,13 @@ def command_line(main):
     """
     code = 2
     try:
-        return main(sys.argv[1:])
+        with suppress(AttributeError):  # not a stream that can: there is none, or another program's
+            sys.stdout.reconfigure(errors="backslashreplace")  # not every console has every character
+        main(sys.argv[1:])
+        return sys.stdout and sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
     except KeyboardInterrupt as stop:  # train.train says where it stopped, and by which signal
         line, number = stop.args or ("stopped", 2)
         code = 128 + number
@@ -453,6 +469,7 @@ def override(arguments, config_class, presets={}, implied=lambda dial, text: {})
             near = difflib.get_close_matches(key, kinds, n=1)
             raise ValueError(f"'{argument}': expected --dial=value; "
                              + (f"--{near[0]}, perhaps?" if near else "--help lists the dials"))
+        text = os.path.expanduser(text) if kind is str else text  # a shell leaves the ~ of --out_dir=~/runs
         brought |= implied(key, text)
         with one_line(f"{key}={text}: expected {kind.__name__}"):
             given[key] = {"true": True, "false": False}[text.lower() or "true"] if kind is bool else kind(text)

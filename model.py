@@ -20,6 +20,7 @@ train.Config, which explains every dial used here, or any object with the same a
 import json
 import math
 import os
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,13 +34,14 @@ from lego import IGNORE, one_line
 
 
 class MLP(nn.Module):
-    def __init__(self, n_embd):
+    def __init__(self, config):
         super().__init__()
-        self.up = nn.Linear(n_embd, 4 * n_embd)
-        self.down = nn.Linear(4 * n_embd, n_embd)
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU("tanh" if config.n_factor else "none")
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.down(F.gelu(self.up(x)))
+        return self.down(self.gelu(self.up(x)))
 
 
 class Block(nn.Module):
@@ -52,7 +54,7 @@ class Block(nn.Module):
         self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.dropout,
                                    association_share=config.association_share, chained=config.chained)
         self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
-        self.mlp = MLP(config.n_embd)
+        self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
@@ -81,13 +83,14 @@ class Transformer(nn.Module):
     def __init__(self, config, vocab_size, n_out, block_size):
         super().__init__()
         self.config = config
-        C, norm = config.n_embd, lambda: nn.LayerNorm(config.n_embd, config.norm_eps)
-        self.token_embedding = nn.Embedding(vocab_size, C)
-        self.position_embedding = nn.Embedding(block_size, C) if config.positions == "learned" else None
-        self.norm_embedding = nn.Identity() if config.norm_first else norm()
+        C, E = config.n_embd, config.n_factor or config.n_embd
+        self.token_embedding = nn.Embedding(vocab_size, E)
+        self.position_embedding = nn.Embedding(block_size, E) if config.positions == "learned" else None
+        self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(E, config.norm_eps)
+        self.widen = nn.Linear(E, C) if config.n_factor else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
-        self.norm_final = norm() if config.norm_first else nn.Identity()
+        self.norm_final = nn.LayerNorm(C, config.norm_eps) if config.norm_first else nn.Identity()
         self.head = nn.Linear(C, n_out)
         self.value_embedding = nn.Embedding(n_out, C) if config.carry == "beliefs" else None
         self.apply(self._init_weights)
@@ -110,13 +113,13 @@ class Transformer(nn.Module):
             raise ValueError(f"n_loops={n_loops}: expected at least 1, and {config.n_layer} for an untied model")
         # all ids from the last row on share that row: a model with vocab_size = first name + 1 has one embedding for
         # all variables, only association tells them apart, and it reads names that it has never seen
-        x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, C)
+        x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, E)
         if self.position_embedding is not None:
             if T > self.position_embedding.num_embeddings:
                 raise ValueError(f"a sentence of {T} tokens: expected at most the "
                                  f"{self.position_embedding.num_embeddings} learned positions")
             x = x + self.position_embedding.weight[:T]
-        embedded = self.norm_embedding(x)
+        embedded = self.widen(self.norm_embedding(x))  # (B, T, E) -> (B, T, C)
         x = self.dropout(embedded)
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask)
         if config.carry != "none" and carried is None:
@@ -278,7 +281,7 @@ def read_checkpoint(folder, device="cpu") -> dict:
         return checkpoint
 
 
-SHAPE = ("attention", "tied", "n_layer", "carry", "n_embd", "n_head", "norm_first", "norm_eps", "positions",
+SHAPE = ("attention", "tied", "n_layer", "carry", "n_embd", "n_factor", "n_head", "norm_first", "norm_eps", "positions",
          "association_share", "chained")
 
 
@@ -291,47 +294,73 @@ def read_pretrained(folder):
     return dials, checkpoint["vocab"], checkpoint["model"]
 
 
-BERT_NAMES = {  # theirs: ours, to be replaced one after another
-    "bert.": "", "gamma": "weight", "beta": "bias", "embeddings.word_embeddings": "token_embedding",
+BERT_NAMES = {  # those of BERT and ALBERT: ours, to be replaced one after another
+    "albert.": "", "bert.": "", "gamma": "weight", "beta": "bias", "embeddings.word_embeddings": "token_embedding",
     "embeddings.position_embeddings": "position_embedding", "embeddings.LayerNorm": "norm_embedding",
-    "encoder.layer.": "blocks.", "attention.self.": "attn.", "attention.output.dense": "attn.proj",
-    "attention.output.LayerNorm": "norm1", "intermediate.dense": "mlp.up", "output.dense": "mlp.down",
-    "output.LayerNorm": "norm2"}
+    "encoder.embedding_hidden_mapping_in": "widen", "encoder.layer.": "blocks.",
+    "encoder.albert_layer_groups.0.albert_layers.": "blocks.", "attention.output.": "attention.",
+    "attention.self.": "attn.", "attention.dense": "attn.proj", "attention.LayerNorm": "norm1", "attention.": "attn.",
+    "full_layer_layer_norm": "norm2", "ffn_output": "mlp.down", "ffn.": "mlp.up.", "intermediate.dense": "mlp.up",
+    "output.dense": "mlp.down", "output.LayerNorm": "norm2"}
+OUR_NAMES = re.compile(r"((token|position|norm)_embedding|widen|"
+                       r"blocks\.\d+\.(attn\.(query|key|value|proj)|norm[12]|mlp\.(up|down)))\.(weight|bias)")
 
 
 def read_bert(folder):
     """
-    The dials, vocabulary and weights, under the names of Transformer, of a BERT in Hugging Face layout: config.json,
-    vocab.txt, and model.safetensors (needs the package safetensors) or pytorch_model.bin. The embedding of the first
-    segment, which BERT adds everywhere, goes into the positions. Raises ValueError for anything else.
+    The dials, vocabulary and weights, under the names of Transformer, of a BERT or an ALBERT in Hugging Face layout:
+    config.json, vocab.txt or tokenizer.json, and model.safetensors (needs the package safetensors) or
+    pytorch_model.bin. The embedding of the first segment, which they add everywhere, goes into the positions. Words are
+    written as in BERT: the inside of a word begins with ##. Raises ValueError for anything else.
     """
     folder = Path(folder)
     with one_line(f"{folder}: expected a BERT's folder"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vocab = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
         dials = dict(n_layer=config["num_hidden_layers"], n_embd=config["hidden_size"],
                      n_head=config["num_attention_heads"], norm_eps=config.get("layer_norm_eps", 1e-12),
                      init_std=config.get("initializer_range", 0.02))
         assert all(isinstance(value, (int, float)) and value > 0 for value in dials.values()), f"found {dials}"
+        dials["n_factor"] = config["embedding_size"] if config["model_type"] == "albert" else 0
         found = (config["model_type"], config["hidden_act"], config.get("position_embedding_type", "absolute"),
-                 config["intermediate_size"] / config["hidden_size"])
-        assert found == ("bert", "gelu", "absolute", 4), f"expected bert, gelu, absolute, MLP of 4 C, found {found}"
+                 config["intermediate_size"] / config["hidden_size"], config.get("is_decoder", False),
+                 config.get("num_hidden_groups", 1) * config.get("inner_group_num", 1))
+        assert found in (("bert", "gelu", "absolute", 4, False, 1), ("albert", "gelu_new", "absolute", 4, False, 1)), (
+            f"expected bert with gelu or albert with gelu_new, absolute, MLP of 4 C, no decoder, 1 group, found {found}")
+        vocab = read_words(folder)
     path = folder / "model.safetensors"
     if not path.exists() and (folder / "pytorch_model.bin").exists():
         path = folder / "pytorch_model.bin"
     with one_line(f"{path}: expected the weights of a BERT"):
+        with path.open("rb") as file:
+            assert file.read(8) != b"version ", "this is a pointer of Git LFS, git lfs pull fetches the file"
         if path.suffix == ".bin":
             theirs = torch.load(path, map_location="cpu", weights_only=True)
         else:
             from safetensors.torch import load_file
             theirs = load_file(path)
         weights = {}
-        for name, tensor in theirs.items():
+        for their_name, tensor in theirs.items():
+            name = their_name
             for old, new in BERT_NAMES.items():
                 name = name.replace(old, new)
-            weights[name] = tensor.to_dense()
+            if OUR_NAMES.fullmatch(name):
+                assert tensor.is_floating_point() and tensor.isfinite().all(), f"{their_name}: expected finite floats"
+            else:
+                assert not name.startswith(("blocks.", "base_model.")), f"{their_name} is of another kind of model"
+            weights[name] = tensor.to_dense().float()
         weights["position_embedding.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
         n_rows = len(weights["token_embedding.weight"])
-        assert n_rows == len(vocab), f"{n_rows} rows for the {len(vocab)} words of vocab.txt"
-    return dials | dict(tied=False, norm_first=False, carry="none", positions="learned",
+        assert n_rows >= len(vocab), f"{n_rows} rows for {len(vocab)} words"
+    return dials | dict(tied=dials["n_factor"] > 0, norm_first=False, carry="none", positions="learned",
                         attention="vanilla"), vocab, weights
+
+
+def read_words(folder) -> list[str]:
+    """The words of a vocabulary, in the order of their ids; the inside of a word begins with ##, as in BERT."""
+    if (folder / "vocab.txt").exists() or not (folder / "tokenizer.json").exists():
+        return (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    pieces = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    if isinstance(pieces, dict):
+        return sorted(pieces, key=pieces.get)
+    words = [piece for piece, _ in pieces]  # of SentencePiece: what begins a word has a low line before it
+    return [word[1:] if word[0] == "▁" else word if word[0] in "[<" else "##" + word for word in words]

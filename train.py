@@ -32,6 +32,7 @@ import os
 import platform
 import random
 import signal
+import sys
 import time
 import warnings
 import zlib
@@ -83,6 +84,7 @@ class Config:
     n_layer: int = 0  # blocks; tied: loops of the one block; 0: one for each labelled link, and 3 to spare
     carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if it can
     n_embd: int = 64  # width C
+    n_factor: int = 0  # width of the embeddings, widened to C, and GELU by tanh (ALBERT: 128); 0: C, GELU
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # BERT: 1e-12
@@ -133,7 +135,7 @@ class Config:
 RULES = """
     1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
     0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1;  n_tokens >= 1
-    1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  n_head >= 1;  positions in ("learned", "none")
+    1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  positions in ("learned", "none")
     carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf
     1 <= batch_size <= 2**20;  batch_size % n_processes == 0;  max_steps >= 1;  0 <= stop_at <= 1
@@ -171,7 +173,7 @@ def implied(dial, text) -> dict:
     return read_pretrained(text)[0] if dial == "init_from" and text else {}
 
 
-RESUME_MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every")
+RESUME_MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every", "corpus")  # the words of a corpus may not
 OF_THIS_MACHINE = ("out_dir", "device", "compile")  # never taken from a checkpoint
 
 
@@ -201,7 +203,9 @@ def hardware(device) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 # several processes, started by torchrun: each draws the same batch, takes its rows, and gets the mean gradient
 
-RANK, N_RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK, N_RANKS = 0, 1
+if dist.is_torchelastic_launched():
+    RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 MINE = slice(RANK, None, N_RANKS)  # the rows of a batch that are this process's
 
 
@@ -433,15 +437,18 @@ def train(config, model=None, look=None, resume=False) -> dict:
         (step, losses, seconds, flops, tokens), carried = restore(config, model, averaged, optimizers, history)
         for i in range(max(0, step - config.n_layer), step):  # sentences stay for so many steps
             batch, _ = draw_batch(config, i, batch, device)
-    for block in model.blocks if config.compile else ():
-        block.compile()
+    if config.compile:
+        with one_line("compile=True: expected a machine where torch.compile works"):
+            torch.compile(torch.neg)(torch.ones(1, device=device))
+        for block in model.blocks:
+            block.compile()
     objective = Objective(model, config)
     if N_RANKS > 1:
         warnings.filterwarnings("ignore", "Grad strides do not match")  # in dimensions of size 1: nothing to mend
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         objective = DistributedDataParallel(objective, find_unused_parameters=config.task == "mimic")  # has no head
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", disable=RANK > 0 or None)
+    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", disable=RANK > 0 or not sys.stderr or None)
     clock = time.perf_counter()
     with lego.deferred_signals() as signals, bar:
         while True:

@@ -86,8 +86,9 @@ def draw_accuracy(axes, histories):
     chance = 100 / len(lego.make_task(config["task"]).values)
     for i in range(n):
         color, labelled = colormaps["viridis"](0.9 * i / max(1, n - 1)), i < n_supervised
-        band(axes, steps, runs[:, :, i], color, f"{i + 1}{'' if labelled else ', unlabelled'}", alpha=0.08,
-             linewidth=2, linestyle="-" if labelled else "--")
+        is_named = i % (1 + (n - 1) // 12) == 0 or i in (n_supervised, n - 1)  # a legend of 14 lines at most
+        band(axes, steps, runs[:, :, i], color, f"{i + 1}{'' if labelled else ', unlabelled'}" if is_named else None,
+             alpha=0.08, linewidth=2, linestyle="-" if labelled else "--")
     axes.axhline(chance, color="gray", linestyle=":", label="chance")
     axes.text(steps[-1], chance - 1, f"chance, {chance:.3g}% ", color="dimgray", ha="right", va="top",
               bbox=dict(facecolor="white", alpha=0.8, linewidth=0, pad=1))
@@ -124,7 +125,7 @@ def plot(history, path):
         figure, ((axes,),) = picture(title, caption=describe(history))
         draw_accuracy(axes, [history])
         axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
-                    ncols=1 + len(last) // 18, fontsize=9)
+                    fontsize=9)
     else:
         what = "KL(attention || pattern)" if c["task"] == "mimic" else "cross-entropy of a hidden word"
         title = f"the {what} ends at {history['test_loss'][-1]:.3f} nats"

@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import figures  # before Matplotlib, which a backend of another environment would stop
 torch.set_num_threads(1)  # the models are tiny, and the other core is taken
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background, under nohup: a child would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,6 +72,7 @@ train.os._exit(0)
 
 BARE = """  # as python train.py, without what a bare machine lacks; then once more, with a dial that is wrong
 import os, runpy, sys
+os.environ.update(MPLBACKEND="module://matplotlib_inline.backend_inline", RANK="3", WORLD_SIZE="")  # left by others
 for name in ("DISPLAY", "WAYLAND_DISPLAY"):
     os.environ.pop(name, 0)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -78,6 +80,16 @@ sys.path.insert(0, "")
 runpy.run_path("train.py", None, "__main__")
 sys.argv = ["train.py", "--lr=-1"]
 runpy.run_path("train.py", None, "__main__")
+"""
+
+
+PIPE = """  # as python lego.py | head
+import os, runpy, sys
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+sys.argv = ["lego.py", "--n_clauses=1000"]
+runpy.run_path("lego.py", None, "__main__")
 """
 
 
@@ -127,4 +139,5 @@ def programs(request, tmp_path_factory):
         found["bare"] = home, pool.submit(
             program, "-c", BARE, *as_arguments(**{**TINY, "max_steps": 5, "out_dir": "my out"}), cwd=home,
             preexec_fn=one_core if hasattr(os, "sched_setaffinity") else None)
+        found["pipe"] = None, pool.submit(program, "-c", PIPE)
         yield found

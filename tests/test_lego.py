@@ -1,7 +1,9 @@
 """lego.py: tasks are groups, the solver is right by hand, `sample` is right by the solver, bad text is refused."""
 import collections
+import io
 import re
 import sys
+import unicodedata
 
 import pytest
 import torch
@@ -419,6 +421,40 @@ def corpus(tmp_path):
 def test_words():
     words = lego.split_words("Don't x=-1; v26_a  Été")
     assert words == ["don", "'", "t", "x", "=", "-", "1", ";", "v", "2", "6", "_", "a", "été"]
+
+
+@pytest.mark.parametrize("text, n_words", [
+    ("été naïve garçon", 3), ("tiếng Việt", 2), ("हिन्दी में", 2), ("שָׁלוֹם", 1), ("İstanbul", 1), ("がぎぐ", 1), ("می‌خواهم", 1),
+    ("我们今天去学校", 7), ("我们2天, ok", 6)])
+def test_words_of_other_scripts_keep_their_marks(text, n_words):
+    """Composed or decomposed accents make the same words; a Chinese character is a word, as in BERT."""
+    composed, decomposed = (lego.split_words(unicodedata.normalize(form, text)) for form in ("NFC", "NFD"))
+    assert composed == decomposed and len(composed) == n_words
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sentences_do_not_depend_on_the_default_dtype(corpus, dtype):
+    """In bfloat16 a random number has 8 bits, in which many variables would tie."""
+    task = lego.make_task("sign", 500)
+    draw = lambda: (*lego.sample(task, 4, 300, generator(), branch=0.5), *lego.sample_words(corpus, 4, 9, generator()))
+    expected = draw()
+    try:
+        torch.set_default_dtype(dtype)
+        assert all(torch.equal(x, y) for x, y in zip(draw(), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_console_without_a_character_gets_its_escape(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    lego.command_line(lambda arguments: print("naïve 我"))
+    assert sys.stdout.buffer.getvalue() == b"na\\xefve \\u6211\n"
+
+
+def test_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USERPROFILE", "/home/ada")
+    assert lego.override(["--task=~/runs", "--n_clauses=3"], lego.Options) == dict(task="/home/ada/runs", n_clauses=3)
 
 
 def test_corpus_keeps_the_symbols_and_holds_documents_out(corpus):

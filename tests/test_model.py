@@ -335,6 +335,25 @@ def bert_folder(folder, **dials):
     return folder
 
 
+def change_weights(folder, name, value=torch.ones(2)):
+    path = folder / "pytorch_model.bin"
+    torch.save(torch.load(path) | {name: value}, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bert_with_spare_rows_in_half_precision_is_read(tmp_path, dtype):
+    """More rows than words, as of a padded vocabulary; and its sums are made in float32."""
+    folder = bert_folder(tmp_path / "bert")
+    weights = {name: x.to(dtype) for name, x in torch.load(folder / "pytorch_model.bin").items()}
+    name = "bert.embeddings.word_embeddings.weight"
+    weights[name] = torch.cat((weights[name], weights[name]))
+    torch.save(weights, folder / "pytorch_model.bin")
+    model = Transformer.from_pretrained(folder, ["a"], n_out=3)
+    assert torch.equal(model.token_embedding.weight[0], weights[name][1].float())
+    parts = [weights[f"bert.embeddings.{kind}_embeddings.weight"].float() for kind in ("position", "token_type")]
+    assert torch.equal(model.position_embedding.weight, parts[0] + parts[1][0])
+
+
 def test_bert_of_an_older_layout_is_read(tmp_path):
     """Names with a prefix, gamma and beta; each symbol gets its row, and one that is not there a random one."""
     folder = bert_folder(tmp_path / "bert")
@@ -359,9 +378,17 @@ def test_bert_of_an_older_layout_is_read(tmp_path):
     (lambda f: bert_folder(f, layer_norm_eps="x"), "expected a BERT's folder .found .*'norm_eps': 'x'"),
     (lambda f: (f / "pytorch_model.bin").write_bytes(b"no"), "pytorch_model.bin: expected the weights of a BERT"),
     (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: expected the"),
-    (lambda f: (f / "vocab.txt").write_text("a"), "6 rows for the 1 words of vocab.txt"),
+    (lambda f: (f / "vocab.txt").write_text("\n".join("abcdefg")), "6 rows for 7 words"),
+    (lambda f: bert_folder(f, is_decoder=True), "no decoder, 1 group, found .*True"),
+    (lambda f: bert_folder(f, hidden_act="gelu_new"), "expected bert with gelu or albert with gelu_new, .*, found"),
+    (lambda f: (f / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS"),
+    (lambda f: change_weights(f, "encoder.layer.0.crossattention.self.query.weight"), "crossattention.* another kind"),
+    (lambda f: change_weights(f, "base_model.model.encoder.layer.0.output.dense.lora_A.weight"), "lora_A.* another kind"),
+    (lambda f: change_weights(f, "encoder.layer.0.output.dense.SCB"), "SCB is of another kind"),
+    (lambda f: change_weights(f, "bert.encoder.layer.0.output.dense.weight", torch.ones(8, 32).char()), "finite floats"),
+    (lambda f: change_weights(f, "bert.encoder.layer.0.output.dense.bias", torch.full((8,), math.nan)), "finite floats"),
     (lambda f: bert_folder(f, position_embedding_type="relative_key"),
-     "expected bert, gelu, absolute, MLP of 4 C, found .*relative_key"),
+     "absolute, MLP of 4 C, no decoder, 1 group, found .*relative_key"),
     (lambda f: torch.save({}, f / "pytorch_model.bin"), "expected the weights of a BERT .'position_embedding.weight'"),
     (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('layers": 2', 'layers": 3')),
      "init_from=.*bert: expected weights that fit .*blocks.2"),
@@ -377,16 +404,23 @@ def test_broken_bert_is_one_line(tmp_path, break_it, expected):
     assert "\n" not in str(error.value)
 
 
-def test_bert_has_the_states_of_the_transformers_library(tmp_path):
+@pytest.mark.parametrize("kind", ["Bert", "Albert"])
+def test_bert_has_the_states_of_the_transformers_library(tmp_path, kind):
+    """BERT and ALBERT at random weights, after every layer; the words of ALBERT come from tokenizer.json."""
     transformers = pytest.importorskip("transformers", reason="needs the optional packages transformers, safetensors")
     pytest.importorskip("safetensors", reason="needs the optional packages transformers and safetensors")
     shape = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96)
-    reference = transformers.BertModel(transformers.BertConfig(**shape), add_pooling_layer=False).eval()
+    config = getattr(transformers, f"{kind}Config")(**shape, **dict(embedding_size=10) if kind == "Albert" else {})
+    reference = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False).eval()
     for parameter in reference.parameters():  # norms and biases too
         nn.init.normal_(parameter, std=0.3)
     reference.save_pretrained(tmp_path)
-    words = [f"word{i}" for i in range(50)]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    words = [f"word{i}" for i in range(49)] + ["##end"]
+    if kind == "Albert":
+        pieces = [[f"\u2581{word}" if word[0] != "#" else word[2:], -1.0] for word in words]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(dict(model=dict(vocab=pieces))))
+    else:
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
     model = Transformer.from_pretrained(tmp_path, words, n_out=2)
     tokens = torch.randint(50, (2, 20))
     with torch.no_grad():

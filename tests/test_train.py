@@ -10,15 +10,16 @@ import shutil
 import signal
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lego
 import train
-from figures import show
+from figures import extrapolation, show
 from model import loss_of
 
 TINY = dict(n_clauses=4, n_supervised=2, n_layer=3, n_embd=16, batch_size=32, max_steps=20, schedule="constant",
@@ -974,8 +975,72 @@ def test_two_processes_are_one(programs):
 
 
 def test_main_job_on_a_bare_machine(programs):
-    """One core, no GPU, no display, no Triton, a path with spaces; then a dial that is wrong: exit code and stream."""
+    """
+    One core, no GPU, no display, no Triton, a path with spaces, the variables of a notebook and of another launcher;
+    then a dial that is wrong: exit code and stream.
+    """
     home, ended = programs["bare"]
     code, out, err = ended.result()
     assert (home / "my out" / "accuracy.png").exists(), err
     assert code == 2 and err.splitlines()[-1] == "train.py: lr=-1.0: expected 0 < lr <= 1e6" and "lr=" not in out
+
+
+def test_pipe_that_is_closed_is_no_error(programs):
+    code, out, err = programs["pipe"][1].result()
+    assert code == 128 + 13 and not err
+
+
+class NoFloat64(TorchDispatchMode):
+    """As on a Mac's GPU: no tensor may be float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            assert not torch.is_tensor(x) or x.dtype != torch.float64, function
+        return out
+
+
+@pytest.mark.parametrize("dials", [dict(), dict(carry="state"), dict(VARIED), VANILLA, dict(VANILLA, task="mimic"),
+                                   dict(task="words", n_tokens=30), dict(attention="hybrid", branch=0.5)])
+def test_run_needs_no_float64(words, dials):
+    """Not in sentences, model, optimizers, evaluation or pictures; what figures measure at a model neither."""
+    config = tiny(**{"max_steps": 2, "corpus": words["corpus"], "min_clauses": 0, **dials})
+    model = train.make_model(config)
+    with NoFloat64():
+        train.train(config, model)
+        if "task" not in dials and config.carry != "none":
+            extrapolation.ask(model, train.make_task(config), 5, 4, {}, None)
+
+
+def test_run_without_a_console(monkeypatch):
+    """As under pythonw: there is no stderr to draw a progress bar on."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert train.train(tiny(max_steps=2))["step"][-1] == 2
+
+
+def test_compile_that_does_not_work_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("InvalidCxxCompiler: no compiler\nand a hundred lines")
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ValueError, match="^compile=True: expected a machine where .*no compiler and") as error:
+        train.train(tiny(compile=True))
+    assert "\n" not in str(error.value)
+
+
+def test_corpus_may_move_but_not_change(words, tmp_path):
+    """A run goes on with its text in another place; another text is refused in one line."""
+    first = tiny(**words, max_steps=2, out_dir=str(tmp_path / "out"))
+    train.train(first)
+    Path("moved.txt").write_text(Path("text.txt").read_text())
+    Path("other.txt").write_text(Path("text.txt").read_text().replace("cat", "dodo"))
+    on = dict(max_steps=4, corpus="moved.txt")
+    assert train.train(replace(first, **on), resume=True)["step"][-1] == 4
+    with pytest.raises(ValueError, match="corpus=other.txt has other words"):
+        train.train(replace(first, **{**on, "max_steps": 6, "corpus": "other.txt"}), resume=True)
+
+
+def test_signals_of_a_host_program_are_left_alone(monkeypatch):
+    """Python inside another program, which handles SIGINT itself: getsignal says None, which can't be put back."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("a handler was set"))
+    assert train.train(tiny(max_steps=2))["step"][-1] == 2
