@@ -29,7 +29,6 @@ need_weights=True a module returns the pair (output, attention map (B, H, T, T))
 The two patterns and the name are the paper's (arXiv 2206.04301). It has no public code for LEGO attention: how we join
 the pathways, `chained` above all, is our reading.
 """
-import os
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,7 @@ class Plan:
     padding_mask: torch.Tensor | None
     weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 0 where there are none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the attention map
-    sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of each sentence, sorted by token ...
+    sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of a sentence, sorted by token ...
     group_sorted: torch.Tensor | None = None  # ... and (B, T), the number of the group of identical tokens of each
     group: torch.Tensor | None = None  # segment: (B T,), the group of each position, in text order
 
@@ -166,8 +165,8 @@ def associate(v, plan):
 class SumOthers(torch.autograd.Function):
     """
     For rows x (N, C), the sum of the other rows of the same group (N,), times weight (N, 1). As a matrix this is
-    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. There is no jvp,
-    as torch.compile takes no Function that has one.
+    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. It has no jvp,
+    or torch.compile would refuse it.
     """
 
     generate_vmap_rule = True

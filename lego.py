@@ -518,26 +518,7 @@ def deferred_signals():
         restore()
 
 
-@dataclass
-class Options:
-    task: str = "sign"
-    n_clauses: int = 6
-
-
-def main(arguments):
-    texts = [argument for argument in arguments if not argument.startswith("--")]
-    options = Options(**override([argument for argument in arguments if argument not in texts], Options))
-    if len(texts) > 1:
-        raise ValueError(f"'{texts[1]}': expected one sentence, --task=NAME and --n_clauses=NUMBER")
-    n = options.n_clauses
-    task = make_task(options.task, MAX_NAMES if texts else min(max(26, n), MAX_NAMES))
-    for text in texts or [decode(ids, task) for ids in sample(task, 3, n).tokens]:
-        clauses, values = {clause[0]: write_clause(*clause) for clause in parse(text, task)}, solve(text, task)
-        print(text)
-        for variable, value in values.items():
-            clause = clauses[variable].ljust(max(map(len, clauses.values())))
-            print(f"    {clause}    {variable} is {value or 'not determined'}")
-
-
 if __name__ == "__main__":
-    command_line(main)
+    from figures import show
+
+    command_line(show.solutions)

@@ -209,13 +209,6 @@ def logits_at(model, x, positions):
     return model.to_logits(x.gather(1, positions[..., None].expand(-1, -1, x.size(-1))))
 
 
-@torch.no_grad()
-def predict(model, batch, n_loops=None, size=128):
-    """The likeliest value at every position, (B, n), for a batch of any size."""
-    parts = zip(*(x.split(size) for x in batch))
-    return torch.cat([loss_of(model, type(batch)(*part), n_loops)[2].argmax(-1) for part in parts])
-
-
 def loss_of(model, batch, n_loops=None):
     """The sum of the cross-entropies of all labels after the last layer, in nats, their number, and the logits."""
     *_, (x, _) = model.layers(batch.tokens, n_loops)
@@ -325,7 +318,7 @@ def read_bert(folder):
                  config["intermediate_size"] / config["hidden_size"], config.get("is_decoder", False),
                  config.get("num_hidden_groups", 1) * config.get("inner_group_num", 1))
         assert found in (("bert", "gelu", "absolute", 4, False, 1), ("albert", "gelu_new", "absolute", 4, False, 1)), (
-            f"expected bert with gelu or albert with gelu_new, absolute, MLP of 4 C, no decoder, 1 group, found {found}")
+            f"bert with gelu or albert with gelu_new, absolute, MLP of 4 C, no decoder, one group, not {found}")
         vocab = read_words(folder)
     path = folder / "model.safetensors"
     if not path.exists() and (folder / "pytorch_model.bin").exists():

@@ -29,7 +29,6 @@ beliefs, that a step is one loop, and when a label is due are ours.
 import json
 import math
 import os
-import platform
 import random
 import signal
 import sys
@@ -120,7 +119,7 @@ class Config:
     def __post_init__(self):
         """Fills in the dials whose default depends on others."""
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
-        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # batches that a carry can't mix
+        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # no carry
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)
@@ -134,9 +133,9 @@ class Config:
 
 RULES = """
     1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
-    0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1;  n_tokens >= 1
-    1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  positions in ("learned", "none")
-    carry in ("beliefs", "state", "none");  carry == "none" or tied
+    0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1
+    1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  n_tokens >= 1
+    positions in ("learned", "none");  carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf
     1 <= batch_size <= 2**20;  batch_size % n_processes == 0;  max_steps >= 1;  0 <= stop_at <= 1
     n_train == 0 or batch_size <= n_train <= 2**27;  schedule in ("constant", "linear", "cosine");  warmup_steps >= 0
@@ -192,20 +191,11 @@ def pick_device(name) -> torch.device:
         return torch.device(name)
 
 
-def hardware(device) -> str:
-    """What a run ran on, for its history: the GPU's name, or the number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    n = torch.get_num_threads()
-    return f"{n} CPU thread{'s' * (n > 1)}, {platform.machine()}" if device.type == "cpu" else device.type
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # several processes, started by torchrun: each draws the same batch, takes its rows, and gets the mean gradient
 
-RANK, N_RANKS = 0, 1
-if dist.is_torchelastic_launched():
-    RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+RANK, N_RANKS = (int(os.environ[name]) if dist.is_torchelastic_launched() else default
+                 for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 MINE = slice(RANK, None, N_RANKS)  # the rows of a batch that are this process's
 
 
@@ -428,7 +418,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     model = (make_model(config) if model is None else model).to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)).eval()
     optimizers = make_optimizers(model, config)
-    history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
+    history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=show.hardware(device),
                    torch=str(torch.__version__), **{column: [] for column in COLUMNS})
     step, losses, seconds, flops, tokens = 0, [], 0.0, 0, 0  # losses: (loss, labels) of the steps since an evaluation
     batch = carried = None  # the sentences of the step before, and what their last loop handed on
@@ -448,7 +438,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         objective = DistributedDataParallel(objective, find_unused_parameters=config.task == "mimic")  # has no head
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-    bar = tqdm(total=config.max_steps, initial=step, desc="training", unit="step", disable=RANK > 0 or not sys.stderr or None)
+    bar = tqdm(total=config.max_steps, initial=step, desc="training", disable=RANK > 0 or not sys.stderr or None)
     clock = time.perf_counter()
     with lego.deferred_signals() as signals, bar:
         while True:

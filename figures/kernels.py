@@ -24,7 +24,6 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
 
 from figures import runner, show
-import train
 from attention import Manipulation, associate, identical_tokens, make_plan, triton
 
 NAME = "kernels"
@@ -135,7 +134,7 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None):
     v = torch.randn(n_tokens, C, dtype=dtype, device=device)
     y = torch.empty_like(v)
     copy_ms = median_ms(lambda: y.copy_(v), device, at_most=1000)
-    numbers = dict(hardware=train.hardware(device), torch=torch.__version__, triton=triton and triton.__version__,
+    numbers = dict(hardware=show.hardware(device), torch=torch.__version__, triton=triton and triton.__version__,
                    n_tokens=n_tokens, n_channels=C, dtype=str(dtype).removeprefix("torch."), copy_ms=copy_ms, rows=[])
     names = [name for name in COLORS if name != "triton" or (triton is not None and device.type == "cuda")]
     for T in tqdm(lengths, desc="lengths", unit="T", dynamic_ncols=True, disable=None):

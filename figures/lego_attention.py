@@ -20,7 +20,6 @@ from dataclasses import replace
 import torch
 
 from figures import runner, show
-import lego
 import train
 from model import loss_of
 
@@ -111,7 +110,7 @@ def forward(model, tokens):
 def measure(n_tokens=8192, rounds=5):
     """Parameters, FLOPs and training tokens/s of each variant at each length; those of one length take turns."""
     device = train.pick_device("auto")
-    numbers = dict(hardware=train.hardware(device), torch=torch.__version__, n_tokens=n_tokens, rows=[])
+    numbers = dict(hardware=show.hardware(device), torch=torch.__version__, n_tokens=n_tokens, rows=[])
     for T in LENGTHS:
         dials = {variant: replace(on_words(variant, 1), n_tokens=T, batch_size=n_tokens // T)
                  for variant in (*VARIANTS, *MORE)}

@@ -16,7 +16,6 @@ import torch
 from figures import runner, show
 import lego
 import train
-from model import predict
 
 NAME = "shortcut"
 SEEDS = range(5)
@@ -103,7 +102,7 @@ def interfere(model, config, size=1000):
     whole = lego.sample(task, size // 2, n, generator)
     beside = lego.sample(task, size, n - N_DISTRACTOR, generator, n_distractor=N_DISTRACTOR)
     n_loops = None if config.carry == "none" else n + 4  # one for each link, and some to spare
-    answers, answers_beside = (predict(model, batch, n_loops) for batch in (whole, beside))
+    answers, answers_beside = (show.predict(model, batch, n_loops) for batch in (whole, beside))
     right, counted = answers_beside == beside.values, count_operations(beside.tokens, task)
     return dict(
         whole=(answers == whole.values).double().mean(0).tolist(),

@@ -1,12 +1,14 @@
 """What a run shows: its plot, and sentences with the model's answers beside the truth. train.py calls these."""
 import itertools
+import platform
 import textwrap
 from bisect import bisect_right
+from dataclasses import dataclass
 
 import torch
 
 import lego
-from model import predict
+from model import loss_of
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GRAY = (  # told apart by readers who are colour-blind (Okabe and Ito)
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666")
@@ -107,6 +109,14 @@ def report(history) -> str:
     return f"step {step:5d}   {seconds:6.1f} s   loss {loss:>6}   test {test_loss:.4f}   " + " ".join(cells)
 
 
+def hardware(device) -> str:
+    """What a run runs on, for its history: the GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    n = torch.get_num_threads()
+    return f"{n} CPU thread{'s' * (n > 1)}, {platform.machine()}" if device.type == "cpu" else device.type
+
+
 def describe(history) -> str:
     """A run in words: what model, on what machine."""
     c = history["config"]
@@ -201,6 +211,13 @@ def draw_answer(probabilities, clauses, task, found, path):
     print(f"wrote {path}")
 
 
+@torch.no_grad()
+def predict(model, batch, n_loops=None, size=128):
+    """The likeliest value at every position, (B, n), for a batch of any size."""
+    parts = zip(*(x.split(size) for x in batch))
+    return torch.cat([loss_of(model, lego.Batch(*part), n_loops)[2].argmax(-1) for part in parts])
+
+
 def examples(model, task, batch, n_shown=2):
     """Shows what the model answers: sentences with the most mistakes, or windows of text with their hidden words."""
     n_loops = batch.depths.max().item() + 4 if model.config.carry != "none" else None
@@ -220,3 +237,25 @@ def examples(model, task, batch, n_shown=2):
         text = lego.decode(batch.tokens[i], task)
         print(text)
         answer(model, task, text)
+
+
+@dataclass
+class Options:
+    task: str = "sign"
+    n_clauses: int = 6
+
+
+def solutions(arguments):
+    """What `python lego.py` does: solves a sentence, or a few random ones."""
+    texts = [argument for argument in arguments if not argument.startswith("--")]
+    options = Options(**lego.override([argument for argument in arguments if argument not in texts], Options))
+    if len(texts) > 1:
+        raise ValueError(f"'{texts[1]}': expected one sentence, --task=NAME and --n_clauses=NUMBER")
+    n = options.n_clauses
+    task = lego.make_task(options.task, lego.MAX_NAMES if texts else min(max(26, n), lego.MAX_NAMES))
+    for text in texts or [lego.decode(ids, task) for ids in lego.sample(task, 3, n).tokens]:
+        clauses = {clause[0]: lego.write_clause(*clause) for clause in lego.parse(text, task)}
+        print(text)
+        for variable, value in lego.solve(text, task).items():
+            clause = clauses[variable].ljust(max(map(len, clauses.values())))
+            print(f"    {clause}    {variable} is {value or 'not determined'}")

@@ -188,7 +188,7 @@ def measure(device, rounds=15, seeds=SEEDS, save=lambda numbers: None):
     dtype = torch.bfloat16 if on_gpu else torch.float32
     shape, task = SHAPES["cuda" if on_gpu else "cpu"], lego.make_task("sign")
     size = 8192 if on_gpu else 2048
-    numbers = dict(hardware=train.hardware(device), torch=torch.__version__, dtype=str(dtype).removeprefix("torch."),
+    numbers = dict(hardware=show.hardware(device), torch=torch.__version__, dtype=str(dtype).removeprefix("torch."),
                    shape=shape, peak_flops=peak_flops(device, dtype, size))
     try:
         numbers["transformers"] = version("transformers")

@@ -303,11 +303,11 @@ def answers_of(rule):
 
 def test_interference_tells_following_from_counting(monkeypatch):
     config, n = shortcut.groups()["nothing"][0], 6
-    monkeypatch.setattr(shortcut, "predict", answers_of("follow"))
+    monkeypatch.setattr(shortcut.show, "predict", answers_of("follow"))
     look = shortcut.interfere(None, config, size=100)
     assert look["whole"] == [1] * n and look["beside"] == [1] * (n - 2) and look["beside_differ"] == 1
     assert 0.3 < look["beside_count"] < 0.7
-    monkeypatch.setattr(shortcut, "predict", answers_of("count"))
+    monkeypatch.setattr(shortcut.show, "predict", answers_of("count"))
     look = shortcut.interfere(None, config, size=100)
     assert look["whole"][-1] == 1 and max(look["whole"][:-1]) < 0.75
     assert look["beside_count"] == 1 and look["beside_differ"] == 0

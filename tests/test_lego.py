@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lego
+from figures import show
 
 TASKS = ["sign", "d3", "d4", "c2", "c7", "s2", "s3", "s4"]
 
@@ -210,7 +211,8 @@ def test_dropped_clause_is_not_asked_at_its_argument():
     """It stands nowhere, so what its argument is has no place either."""
     task = lego.make_task("sign")
     for drop in (0, 1, 3):
-        list(check_against_solver(task, lego.sample(task, 20, 4, generator(), drop=torch.full((20,), drop), arguments=True)))
+        batch = lego.sample(task, 20, 4, generator(), drop=torch.full((20,), drop), arguments=True)
+        list(check_against_solver(task, batch))
 
 
 def test_drop_can_differ_from_sentence_to_sentence():
@@ -355,7 +357,7 @@ def test_form_that_an_error_line_shows_is_one_that_can_be_read(name, text):
 
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["lego.py", *arguments])
-    lego.command_line(lego.main)
+    lego.command_line(show.solutions)
     return capsys.readouterr().out
 
 
@@ -424,7 +426,8 @@ def test_words():
 
 
 @pytest.mark.parametrize("text, n_words", [
-    ("été naïve garçon", 3), ("tiếng Việt", 2), ("हिन्दी में", 2), ("שָׁלוֹם", 1), ("İstanbul", 1), ("がぎぐ", 1), ("می‌خواهم", 1),
+    ("été naïve garçon", 3), ("tiếng Việt", 2), ("हिन्दी में", 2), ("שָׁלוֹם", 1),
+    ("İstanbul", 1), ("がぎぐ", 1), ("می‌خواهم", 1),
     ("我们今天去学校", 7), ("我们2天, ok", 6)])
 def test_words_of_other_scripts_keep_their_marks(text, n_words):
     """Composed or decomposed accents make the same words; a Chinese character is a word, as in BERT."""
@@ -454,7 +457,7 @@ def test_console_without_a_character_gets_its_escape(monkeypatch):
 def test_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("USERPROFILE", "/home/ada")
-    assert lego.override(["--task=~/runs", "--n_clauses=3"], lego.Options) == dict(task="/home/ada/runs", n_clauses=3)
+    assert lego.override(["--task=~/runs", "--n_clauses=3"], show.Options) == dict(task="/home/ada/runs", n_clauses=3)
 
 
 def test_corpus_keeps_the_symbols_and_holds_documents_out(corpus):
