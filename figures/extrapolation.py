@@ -170,21 +170,28 @@ def draw_ablations(axes, runs):
     axes.set_title("what it takes (sign)", fontsize=10)
 
 
-def draw_kept(axes, runs):
-    """What is solved, and stays so, over ten times the loops that a chain needs; one line per seed."""
-    ends = []
-    for label, color in (("state handed on", show.PINK), ("default", show.BLUE)):
-        for history in runs.get(label, []):
-            axes.plot(range(1, len(history["keeps"]) + 1), [100 * share for share in history["keeps"]], color=color,
-                      linewidth=1.2, alpha=0.7)
-        lines = [100 * history["keeps"][-1] for history in runs.get(label, [])]
-        ends += [(float(np.median(lines)), "beliefs" if label == "default" else "state", color)] if lines else []
-    axes.axhline(50, color="gray", linestyle=":")
-    axes.set(xlabel="loops at test (chains of 26)", ylabel="right, of the variables within reach (%)",
-             xlim=(0, 260), ylim=(45, 102))
-    axes.text(5, 50.6, "chance", color="gray", fontsize=8)
-    show.label_ends(axes, ends)
-    axes.set_title("what a loop hands on: does the answer stay?", fontsize=10)
+def hubs(runs, label="default", star="star of 25"):
+    """A line of figures/README.md: right sentences in %, for each value of the hub, of the seeds that miss some."""
+    values = lego.make_task(runs[label][0]["config"]["task"]).values
+    return f"{label}, {star}, hub " + " / ".join(values) + ": " + ", ".join(
+        " / ".join(f"{100 * x:.0f}" for x in history["hubs"][star]) for history in runs[label]
+        if percent(history, star) < 100)
+
+
+def draw_hubs(axes, runs, star="star of 25"):
+    """Wide stars: a row for each seed of `sign`, and how many sentences it has right for either value of the hub."""
+    values = lego.make_task("sign").values
+    for row, history in enumerate(sorted(runs["default"], key=lambda history: percent(history, star))):
+        shares = [100 * share for share in history["hubs"][star]]
+        axes.plot(shares, [row, row], color=show.GRAY, linewidth=1, zorder=0)
+        for share, value, color in zip(shares, values, (show.BLUE, show.ORANGE)):
+            axes.scatter([share], [row + (0.12 if value == "-1" else -0.12)], s=36, color=color, linewidth=0,
+                         label=f"hub is {value}" if row == 0 else None, clip_on=False)
+    axes.set(yticks=range(len(runs["default"])), yticklabels=[], ylabel="seed", xlim=(-3, 103),
+             xlabel="sentences right in every variable (%)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    axes.set_title(f"{star} (sign): what fails is one value of the hub", fontsize=10)
 
 
 def draw(runs):
@@ -199,7 +206,7 @@ def draw(runs):
         f"{history['hardware']}, torch {history['torch']}.")
     draw_shapes(axes[0, 0], runs)
     draw_ablations(axes[0, 1], runs)
-    draw_kept(axes[0, 2], runs)
+    draw_hubs(axes[0, 2], runs)
     return figure
 
 

@@ -410,7 +410,8 @@ def test_table_of_speed_is_markdown():
 def test_readme_and_notebook_quote_the_numbers():
     readme, notebook = ((runner.FOLDER / path).read_text() for path in ("../README.md", "README.md"))
     runs, learned = runner.load("extrapolation"), runner.load("learning")
-    for line in (*extrapolation.table(runs), *extrapolation.ablations(runs), *learning.words(learned)):
+    hubs = [extrapolation.hubs(runs, label) for label in ("default", "d3")]
+    for line in (*extrapolation.table(runs), *extrapolation.ablations(runs), *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
     assert extrapolation.headline(runs) in readme
