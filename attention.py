@@ -367,7 +367,7 @@ def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, **lego):
 # is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the forward
 # kernel applied to the gradient; causal, the backward pass sums those that come later.
 
-TILE = 64  # sorted rows of a program; this and the block of channels are not tuned: no GPU has run them
+TILE, BLOCK = 64, 64  # sorted rows and channels of a program, at most; not tuned: no GPU has run them yet
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on a CPU, for tests
 
 if triton is not None:
@@ -428,7 +428,7 @@ def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, group_sorted: to
     B, T, C = v.shape
     v = v if v.stride(2) == 1 else v.contiguous()
     y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
-    n_tiles, block = triton.cdiv(T, TILE), min(64, max(16, triton.next_power_of_2(C)))
+    n_tiles, block = triton.cdiv(T, TILE), min(BLOCK, max(16, triton.next_power_of_2(C)))
     sums = torch.empty(B, n_tiles, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
     grid, sizes = (B * n_tiles, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_tiles, TILE, block)
     if v.numel():

@@ -42,6 +42,7 @@ import tempfile
 import textwrap
 import threading
 import unicodedata
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -93,7 +94,8 @@ def make_task(name: str, n_names: int = 26) -> Task:
         sign    {+, -} acting on {+1, -1}: the paper's Task 1 (chance 1/2)
         d<k>    the dihedral group of order 2k acting on itself, k >= 3: d3 is the paper's Task 2 (chance 1/6)
         c<k>    the cyclic group of order k >= 2, written additively, acting on itself (chance 1/k)
-        s<k>    the permutations of k = 2 to 6 things acting on themselves (chance 1/k!); s5 is the first not solvable
+        s<k>    the permutations of k = 2 to 6 things acting on themselves (chance 1/k!)
+        a<k>    the even ones, k = 3 to 6 (chance 2/k!); a5 is the smallest group that is not solvable
 
     Every operation moves the root to a different value, so the values of a random sentence are uniform too.
     """
@@ -111,14 +113,15 @@ def make_task(name: str, n_names: int = 26) -> Task:
         elements = [(sign, i) for sign in (1, -1) for i in range(k)]
         symbols = tuple(f"{'r' if sign > 0 else 's'}{i}" for sign, i in elements)
         compose = lambda g, x: (g[0] * x[0], (g[1] + g[0] * x[1]) % k)
-    elif kind == "s" and 2 <= k <= 6:
+    elif kind == "s" and 2 <= k <= 6 or kind == "a" and 3 <= k <= 6:
         # [213] sends place 1 to 2, 2 to 1 and 3 to 3; the product g.x does x first and then g
-        elements = list(itertools.permutations(range(k)))
+        n_swaps = lambda p: sum(a > b for a, b in itertools.combinations(p, 2))
+        elements = [p for p in itertools.permutations(range(k)) if kind == "s" or n_swaps(p) % 2 == 0]
         symbols = tuple("[" + "".join(str(i + 1) for i in p) + "]" for p in elements)
         compose = lambda g, x: tuple(g[i] for i in x)
     else:
         raise ValueError(f"task={name}: expected sign, c<k> with k = 2 to 512, d<k> with k = 3 to 256, "
-                         "or s<k> with k = 2 to 6")
+                         "s<k> with k = 2 to 6, or a<k> with k = 3 to 6")
     index = {element: i for i, element in enumerate(elements)}  # the identity comes first in both lists
     action = torch.tensor([[index[compose(g, x)] for x in elements] for g in elements])
     return Task(name, symbols, symbols, "1", action, names)
@@ -331,22 +334,22 @@ def read_corpus(path="", n_tokens=1, device="cpu", n_words=8192) -> Corpus:
     The words of a UTF-8 text file, or without a path of the docstrings of LIBRARIES. The vocabulary has n_words, the
     tokens of LEGO and the most common words. Raises ValueError for a file that is not text, or too short for n_tokens.
     """
+    texts = dict.fromkeys(read_paragraphs(path) if path else read_docstrings())  # equal ones count once
+    texts = tqdm(texts, desc="reading words", leave=False, disable=not sys.stderr or None)
+    documents = [words for text in texts if (words := [*map(sys.intern, split_words(text))])]
+    count = Counter(itertools.chain.from_iterable(documents))
     special = ("[UNKNOWN]", "[MASK]", "[END]", *make_task("sign").vocab)
-    index, documents = {word: i for i, word in enumerate(special)}, []  # words are numbered as they come ...
-    texts = dict.fromkeys(read_paragraphs(path) if path else read_docstrings())
-    for words in filter(None, map(split_words, tqdm(texts, desc="reading words", leave=False, disable=None))):
-        documents.append(torch.tensor([*(index.setdefault(word, len(index)) for word in words), END]))
-    held_out = documents[::20]
+    common = sorted(count.keys() - {*special}, key=lambda word: (-count[word], word))
+    vocab = (*special, *common)[: max(n_words, len(special))]
+    index = {word: i for i, word in enumerate(vocab)}
+    number = lambda documents: [i for words in documents for i in (*(index.get(word, UNKNOWN) for word in words), END)]
+    held_out = number(documents[::20])
     del documents[::20]
-    if min(sum(map(len, part)) for part in (documents, held_out)) < n_tokens:
+    parts = number(documents), held_out
+    if min(map(len, parts)) < n_tokens:
         raise ValueError(f"corpus={path}: expected at least 2 paragraphs or lines, one to hold out, and "
                          f"n_tokens={n_tokens} words in either part")
-    count = torch.cat(documents + held_out).bincount(minlength=len(index)).tolist()
-    common = sorted([*index][len(special) :], key=lambda word: (-count[index[word]], word))
-    vocab = (*special, *common)[: max(n_words, len(special))]
-    number = torch.full((len(index),), UNKNOWN)  # ... and renumbered by how common they are
-    number[[index[word] for word in vocab]] = torch.arange(len(vocab))
-    return Corpus(vocab, *(number[torch.cat(part)].to(device) for part in (documents, held_out)))
+    return Corpus(vocab, *(torch.tensor(part, device=device) for part in parts))
 
 
 def read_paragraphs(path) -> list[str]:
@@ -365,11 +368,10 @@ def read_docstrings() -> list[str]:
         paths = [path for name in LIBRARIES for location in find_spec(name).submodule_search_locations
                  for path in sorted(Path(location).rglob("*.py"))]
         texts = []
-        for path in tqdm(paths, desc="reading docstrings", unit="file", leave=False, disable=None):
-            try:
+        for path in tqdm(paths, desc="reading docstrings", leave=False, disable=not sys.stderr or None):
+            nodes = []
+            with suppress(SyntaxError, ValueError):
                 nodes = ast.walk(ast.parse(path.read_bytes()))
-            except (SyntaxError, ValueError):
-                continue
             for node in nodes:
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                     lines = (ast.get_docstring(node) or "").splitlines()
@@ -499,10 +501,7 @@ def check(config, rules, **more):
 def deferred_signals():
     """Yields a list that collects SIGINT and SIGTERM, for a loop to look at; a second signal acts as usual."""
     signals, usual = [], {}
-
-    def restore():
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+    restore = lambda: [signal.signal(number, handler) for number, handler in usual.items()]
 
     def defer(number, frame):
         signals.append(number)

@@ -66,7 +66,7 @@ def has_variables(config) -> bool:
 @dataclass
 class Config:
     # task
-    task: str = "sign"  # sign; d<k> dihedral, c<k> cyclic, s<k> symmetric groups; words of text; mimic two patterns
+    task: str = "sign"  # or d<k>, c<k>, s<k>, a<k>, see lego.make_task; words of text; mimic two patterns
     n_clauses: int = 12  # variables of a sentence, T = 5 n_clauses tokens
     n_supervised: int = 0  # the first variables in order of depth carry a label in training; all are tested; 0: half
     n_names: int = 0  # variables to draw from, up to 1024: a to z, then v26, v27, ...; 0: 26, or n_clauses if more
@@ -414,7 +414,8 @@ def train(config, model=None, look=None, resume=False) -> dict:
             torch.cuda.set_device(device)
         dist.init_process_group()
     if config.out_dir:
-        os.makedirs(config.out_dir, exist_ok=True)
+        with one_line(f"out_dir={config.out_dir}: expected a folder that can be made"):
+            os.makedirs(config.out_dir, exist_ok=True)
     model = (make_model(config) if model is None else model).to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)).eval()
     optimizers = make_optimizers(model, config)
@@ -540,13 +541,15 @@ def restore(config, model, averaged, optimizers, history):
         averaged.module.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
-            assert all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
-                       for p, state in optimizer.state.items() for name, x in state.items()), "optimizer"
+            for p, state in optimizer.state.items():
+                assert all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
+                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer"
         columns = json.loads(saved["history"])
         history |= {column: [*columns[column]] for column in COLUMNS}
         step, losses, seconds, flops, tokens = saved["progress"]
         averaged.n_averaged.fill_(step)
-        losses, carried = [*torch.stack(losses).to(device)] if losses else [], saved["carried"]
+        losses, carried = [loss.to(device) for loss in losses], saved["carried"]
+        assert all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses"
         if carried is not None:
             like = model.nothing_known(torch.empty(config.batch_size, lego.TOKENS_PER_CLAUSE * config.n_clauses))
             assert carried.shape == like.shape and carried.isfinite().all(), "carried"

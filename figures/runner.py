@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -193,7 +195,17 @@ def train_each(configs, run=None):
 
 
 def _one_quiet_thread():
-    """How each process of `train_each` begins: the others have threads and something to say, too."""
+    """
+    How each process of `train_each` begins: the others have threads and something to say, too. It ends with the first
+    process, however that ends.
+    """
+    first = os.getppid()
+
+    def watch():
+        while os.getppid() == first:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
 

@@ -5,6 +5,7 @@ import textwrap
 from bisect import bisect_right
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import lego
@@ -60,16 +61,16 @@ def dots(axes, rows):
 
 def lines(axes, x, runs, color, **line):
     """A thin line for each of some runs (runs, points), and a thick one for their mean."""
-    runs = torch.as_tensor(runs, dtype=torch.float64)
+    runs = np.array(runs, dtype=float)
     axes.plot(x, runs.T, color=color, linewidth=0.8, alpha=0.5, **line)
     axes.plot(x, runs.mean(0), color=color, linewidth=2.2, **line)
 
 
 def band(axes, x, runs, color, label=None, alpha=0.12, **line):
     """A line for the mean of some runs (runs, points), and a band from the worst to the best of them."""
-    runs = torch.as_tensor(runs)
+    runs = np.array(runs)
     axes.plot(x, runs.mean(0), color=color, label=label, **line)
-    axes.fill_between(x, runs.amin(0), runs.amax(0), color=color, alpha=alpha, linewidth=0)
+    axes.fill_between(x, runs.min(0), runs.max(0), color=color, alpha=alpha, linewidth=0)
 
 
 def span(numbers, form="{:.0f}") -> str:
@@ -84,7 +85,7 @@ def draw_accuracy(axes, histories):
     config, steps = histories[0]["config"], sorted({step for history in histories for step in history["step"]})
     n, n_supervised = config["n_clauses"], config["n_supervised"]
     latest = lambda history, step: history["accuracy"][bisect_right(history["step"], step) - 1]  # solved runs skip some
-    runs = 100 * torch.tensor([[latest(history, step) for step in steps] for history in histories])  # (runs, steps, n)
+    runs = 100 * np.array([[latest(history, step) for step in steps] for history in histories])  # (runs, steps, n)
     chance = 100 / len(lego.make_task(config["task"]).values)
     for i in range(n):
         color, labelled = colormaps["viridis"](0.9 * i / max(1, n - 1)), i < n_supervised

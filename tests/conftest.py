@@ -25,6 +25,23 @@ def seeded():
 
 
 @pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of train.py, in this process."""
+    import lego
+    import train
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        code = 0
+        try:
+            lego.command_line(train.main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture
 def mutate():
     """mutate(text) -> the text with some characters deleted, doubled, swapped or put in; the same every time."""
     r = random.Random(0)

@@ -11,7 +11,7 @@ import torch
 import lego
 from figures import show
 
-TASKS = ["sign", "d3", "d4", "c2", "c7", "s2", "s3", "s4"]
+TASKS = ["sign", "d3", "d4", "c2", "c7", "s2", "s3", "s4", "a3", "a4"]
 
 
 def generator(seed=0):
@@ -21,7 +21,7 @@ def generator(seed=0):
 # ---- groups
 
 
-@pytest.mark.parametrize("name", TASKS + ["s5"])
+@pytest.mark.parametrize("name", TASKS + ["s5", "a5"])
 def test_action_table_is_a_group_action(name):
     """The product read off the root acts like doing one operation after the other: fails if a table is no group."""
     task = lego.make_task(name)
@@ -55,7 +55,8 @@ def test_groups_are_the_ones_they_are_called():
     assert orders("d4") == {1: 1, 2: 5, 4: 2}
     assert orders("s4") == {1: 1, 2: 9, 3: 8, 4: 6}
     assert orders("sign") == orders("c2") == {1: 1, 2: 1}
-    assert len(lego.make_task("s5").operations) == 120
+    assert orders("a3") == orders("c3") and orders("a4") == {1: 1, 2: 3, 3: 8}
+    assert orders("a5") == {1: 1, 2: 15, 3: 20, 5: 24} and len(lego.make_task("s5").operations) == 120
 
 
 @pytest.mark.parametrize("name", ["c1", "c0", "c", "d2", "s1", "s7", "c513", "c03", "sine", "", "D3", "s-3"])

@@ -87,20 +87,6 @@ def steps_of(monkeypatch, *arguments):
     return train.train(*arguments), [*steps.values()]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr) of train.py, in this process."""
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        code = 0
-        try:
-            lego.command_line(train.main)
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-    return run
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """The folder of a run of 20 steps that nothing has stopped."""
@@ -749,8 +735,8 @@ def refused(run):
     ("--positions=foo", 'positions=foo: expected positions in ("learned", "none")'),
     ("--device=tpu", "device=tpu: expected auto, cpu, or a cuda or mps device"),
     ("--device=cuda:99", "device=cuda:99: expected auto, cpu, or a"), ("--device=meta", "device=meta: expected auto"),
-    ("--out_dir=README.md", "[Errno 17] File exists: 'README.md'"),
-    ("--out_dir=README.md/x", "[Errno 20] Not a directory: 'README.md/x'"),
+    ("--out_dir=README.md", "out_dir=README.md: expected a folder that can be made ([Errno 17] File exists"),
+    ("--out_dir=README.md/x", "out_dir=README.md/x: expected a folder that can be made ([Errno 20] Not a directory"),
     ("--init_from=nowhere", "nowhere: expected a BERT's folder"),
     ("--preset=words --corpus=nowhere", "corpus=nowhere: expected UTF-8 text ([Errno 2] No such file"),
     ("--preset=words --corpus=README.md", "corpus=README.md: expected at least 2 paragraphs or lines, one to hold out, "
