@@ -287,8 +287,8 @@ class LegoAttention(nn.Module):
     convolution, so a value that arrives at a mention moves on inside its clause, and one layer follows one link of the
     chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
     heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map
-    has H = 2: association, manipulation. A position sees those after it unless causal. Raises ValueError for a size or
-    name out of range.
+    has H = 2: association, manipulation. A position sees those after it unless causal. Raises ValueError for a size
+    out of range, and as make_plan does.
     """
 
     def __init__(self, n_embd, kernel_size=7, association_share=0.5, chained=True, association="auto", n_channels=None,

@@ -152,8 +152,8 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     parents       (N,) the graph itself in place of a random one: what variable i has as its argument, 0 for the root,
                   j + 1 for variable j < i
     n_distractor  length of a second chain in the same sentence, with its own root clause and names, never asked for
-    drop          (B,) the chain index of a clause to leave out. Values from there on are not determined, their labels
-                  are IGNORE; the dropped variable still is the next argument
+    drop          chain index of a clause to leave out, a number or one per sentence (B,). Values from there on are not
+                  determined, their labels are IGNORE; the dropped variable still is the next argument
     arguments     ask at the argument of every clause, too: (B, 2 n), a clause's variable and its argument share a depth
 
     Raises ValueError if a size is out of range, and for a clause dropped from anything but a chain.
@@ -163,6 +163,7 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
         raise ValueError(f"n_clauses={n}, n_distractor={n_distractor}: expected at least 1 and 0, and in all at most "
                          f"n_names={len(task.names)}")
     is_chain = parents is None and not torch.is_tensor(branch) and branch == 0
+    drop = drop if drop is None else torch.as_tensor(drop, device=device).expand(B)
     if drop is not None and (N == 1 or not is_chain or drop.min() < 0 or drop.max() >= n):
         raise ValueError(f"drop={drop}: expected chain indices from 0 to {n - 1}, and None for 1 clause or branches")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
@@ -469,8 +470,8 @@ def override(arguments, config_class, presets={}, implied=lambda dial, text: {})
             continue
         if not argument.startswith("--") or kind is None or not (equals or kind is bool):
             near = difflib.get_close_matches(key, kinds, n=1)
-            raise ValueError(f"'{argument}': expected --dial=value; "
-                             + (f"--{near[0]}, perhaps?" if near else "--help lists the dials"))
+            raise ValueError(f"'{argument}': expected --dial=value, "
+                             + (f"such as --{near[0]}=..." if near else "--help lists the dials"))
         text = os.path.expanduser(text) if kind is str else text  # a shell leaves the ~ of --out_dir=~/runs
         brought |= implied(key, text)
         with one_line(f"{key}={text}: expected {kind.__name__}"):

@@ -307,7 +307,7 @@ def read_bert(folder):
     written as in BERT: the inside of a word begins with ##. Raises ValueError for anything else.
     """
     folder = Path(folder)
-    with one_line(f"{folder}: expected a BERT's folder"):
+    with one_line(f"{folder}: expected the out_dir of a run, or a BERT's folder"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dials = dict(n_layer=config["num_hidden_layers"], n_embd=config["hidden_size"],
                      n_head=config["num_attention_heads"], norm_eps=config.get("layer_norm_eps", 1e-12),

@@ -528,13 +528,18 @@ def save(config, model, averaged, optimizers, history, progress, carried):
     lego.write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
 
 
-def restore(config, model, averaged, optimizers, history):
-    """Puts a run where the checkpoint in out_dir left it; returns its progress, and what it carries."""
-    saved, device = read_checkpoint(config.out_dir), model.head.weight.device
-    for dial, value in saved["config"].items():
+def check_resumes(config, dials):
+    """Raises ValueError for a dial that is not as in the run to resume, and has to be."""
+    for dial, value in dials.items():
         if dial not in RESUME_MAY_CHANGE + OF_THIS_MACHINE and getattr(config, dial) != value:
             raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
                              f"only {', '.join(RESUME_MAY_CHANGE)} may change")
+
+
+def restore(config, model, averaged, optimizers, history):
+    """Puts a run where the checkpoint in out_dir left it; returns its progress, and what it carries."""
+    saved, device = read_checkpoint(config.out_dir), model.head.weight.device
+    check_resumes(config, saved["config"])
     with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
         assert saved["vocab"] == [*make_task(config).vocab], f"corpus={config.corpus} has other words"
         model.load_state_dict(saved["last"])
@@ -574,6 +579,10 @@ def main(arguments):
     with one_line(f"{folder}/checkpoint.pt: expected the dials of this train.py"):
         config = Config(**({k: v for k, v in saved["config"].items() if k not in OF_THIS_MACHINE} | given))
     check(config)
+    if resume:
+        check_resumes(config, saved["config"])
+    if question is not None and not has_variables(config):
+        raise ValueError(f"--ask: expected a run on sentences of LEGO, {folder} holds one on {config.task}")
     device, model = pick_device(config.device), make_model(config, saved.get("model"))
     if question is not None:
         task = lego.make_task(config.task, lego.MAX_NAMES if shares_names(config) else config.n_names)

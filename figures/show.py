@@ -103,7 +103,7 @@ def report(history) -> str:
     """The last evaluation in one line; accuracies in %, variables without a label after |."""
     columns = "step", "loss", "test_loss", "accuracy", "seconds"
     step, loss, test_loss, accuracy, seconds = (history[column][-1] for column in columns)
-    cells = [f"{100 * a:5.1f}" for a in accuracy]
+    cells = [f"{100 * a:5.1f}" for a in accuracy] + ["% of the words"] * (history["config"]["task"] == "words")
     if len(cells) > (n := history["config"]["n_supervised"]):
         cells.insert(n, "|")
     loss = "-" if loss is None else f"{loss:.4f}"
@@ -182,9 +182,9 @@ def answer(model, task, text, path=None, n_shown=40):
             line += f"not determined: {lego.write_clause(*clauses[variable])}, and {clauses[variable][2]} is not known"
         print((line + "wrong" * bool(value and not right)).rstrip())
     if len(truth) > n_shown:
-        print(f"{n_right} of {len(known)} variables are right after {n_loops} loops, {len(truth) - len(known)} more "
-              f"are not determined" + f"; the model is sure of all from loop {settled.max()} on" * bool(
-                  settled.max() <= n_loops))
+        print(f"{n_right} of {len(known)} variables are right after {n_loops} loops"
+              + f", {len(truth) - len(known)} more are not determined" * (len(truth) > len(known))
+              + f"; the model is sure of all from loop {settled.max()} on" * bool(settled.max() <= n_loops))
     if path and model.config.tied:
         n_rows = min(n_loops, max(settled[: len(known)].tolist(), default=1) + 2)
         draw_answer(probabilities[:n_rows].cpu(), [lego.write_clause(*clauses[variable]) for variable in truth], task,
@@ -248,6 +248,8 @@ class Options:
 
 def solutions(arguments):
     """What `python lego.py` does: solves a sentence, or a few random ones."""
+    if {"--help", "-h"} & {*arguments}:
+        return print(lego.__doc__)
     texts = [argument for argument in arguments if not argument.startswith("--")]
     options = Options(**lego.override([argument for argument in arguments if argument not in texts], Options))
     if len(texts) > 1:

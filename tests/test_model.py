@@ -370,14 +370,14 @@ def test_bert_of_an_older_layout_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("break_it, expected", [
-    (lambda f: (f / "config.json").unlink(), "bert: expected a BERT's folder .*config.json"),
-    (lambda f: (f / "vocab.txt").unlink(), "bert: expected a BERT's folder .*vocab.txt"),
+    (lambda f: (f / "config.json").unlink(), "bert: expected the out_dir of a run, or a BERT's folder .*config.json"),
+    (lambda f: (f / "vocab.txt").unlink(), "bert: expected the out_dir of a run, or a BERT's folder .*vocab.txt"),
     (lambda f: (f / "pytorch_model.bin").unlink(), "model.safetensors: expected"),
-    (lambda f: (f / "config.json").write_text("{"), "bert: expected a BERT's folder .Expecting property name"),
-    (lambda f: (f / "config.json").write_text("{}"), "expected a BERT's folder .'num_hidden_layers'"),
-    (lambda f: (f / "config.json").write_text("[]"), "expected a BERT's folder .list indices"),
-    (lambda f: bert_folder(f, hidden_size=0), "expected a BERT's folder .found .*'n_embd': 0"),
-    (lambda f: bert_folder(f, layer_norm_eps="x"), "expected a BERT's folder .found .*'norm_eps': 'x'"),
+    (lambda f: (f / "config.json").write_text("{"), "bert: expected the out_dir of a run, or a BERT's folder .Expecting property name"),
+    (lambda f: (f / "config.json").write_text("{}"), "or a BERT's folder .'num_hidden_layers'"),
+    (lambda f: (f / "config.json").write_text("[]"), "or a BERT's folder .list indices"),
+    (lambda f: bert_folder(f, hidden_size=0), "or a BERT's folder .found .*'n_embd': 0"),
+    (lambda f: bert_folder(f, layer_norm_eps="x"), "or a BERT's folder .found .*'norm_eps': 'x'"),
     (lambda f: (f / "pytorch_model.bin").write_bytes(b"no"), "pytorch_model.bin: expected the weights of a BERT"),
     (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: expected the"),
     (lambda f: (f / "vocab.txt").write_text("\n".join("abcdefg")), "6 rows for 7 words"),

@@ -709,8 +709,8 @@ def refused(run):
 
 
 @pytest.mark.parametrize("argument, expected", [
-    ("--n_layers=3", "'--n_layers=3': expected --dial=value; --n_layer, perhaps?"),
-    ("--qqq=3", "'--qqq=3': expected --dial=value; --help"), ("n_layer=3", "'n_layer=3': expected --dial=value"),
+    ("--n_layers=3", "'--n_layers=3': expected --dial=value, such as --n_layer=..."),
+    ("--qqq=3", "'--qqq=3': expected --dial=value, --help"), ("n_layer=3", "'n_layer=3': expected --dial=value"),
     ("--n_layer", "'--n_layer': expected --dial=value"), ("--ask", "'--ask': expected --dial=value"),
     ("--n_layer=", "n_layer=: expected int"), ("--n_layer=3.5", "n_layer=3.5: expected int"),
     ("--lr=fast", "lr=fast: expected float"), ("--tied=maybe", "tied=maybe: expected bool"),
@@ -737,7 +737,7 @@ def refused(run):
     ("--device=cuda:99", "device=cuda:99: expected auto, cpu, or a"), ("--device=meta", "device=meta: expected auto"),
     ("--out_dir=README.md", "out_dir=README.md: expected a folder that can be made ([Errno 17] File exists"),
     ("--out_dir=README.md/x", "out_dir=README.md/x: expected a folder that can be made ([Errno 20] Not a directory"),
-    ("--init_from=nowhere", "nowhere: expected a BERT's folder"),
+    ("--init_from=nowhere", "nowhere: expected the out_dir of a run, or a BERT's folder"),
     ("--preset=words --corpus=nowhere", "corpus=nowhere: expected UTF-8 text ([Errno 2] No such file"),
     ("--preset=words --corpus=README.md", "corpus=README.md: expected at least 2 paragraphs or lines, one to hold out, "
      "and n_tokens=60"),
@@ -783,7 +783,7 @@ def test_bad_question_is_one_line(refused, unbroken, text, expected):
 @pytest.mark.parametrize("dials, text, expected", [
     (dict(attention="vanilla"), "v30=+1", "clause 'v30=+1': expected variable"),
     (dict(positions="learned"), "a=+1; b=+a; c=+b; d=+c; e=+d", "a sentence of 25 tokens: expected at most the 20"),
-    (dict(VANILLA, task="mimic"), "a=+1", "task=mimic: expected sign, "),
+    (dict(VANILLA, task="mimic"), "a=+1", "--ask: expected a run on sentences of LEGO"),
 ])
 def test_question_that_the_model_cannot_read_is_one_line(refused, tmp_path, dials, text, expected):
     train.train(tiny(**dials, max_steps=1, out_dir=str(tmp_path)))
@@ -791,6 +791,8 @@ def test_question_that_the_model_cannot_read_is_one_line(refused, tmp_path, dial
 
 
 @pytest.mark.parametrize("argument, expected", [
+    ("--task=d3", "task=d3: expected sign, as in the run to resume; only max_steps"),
+    ("--n_embd=8", "n_embd=8: expected 16, as in the run to resume; only max_steps"),
     ("--n_clauses=5", "n_clauses=5: expected 4, as in the run to resume; only max_steps"),
     ("--branch=0.5", "branch=0.5: expected 1.0, as in the run to resume; only max_steps"),
     ("--muon_lr=0", "muon_lr=0.0: expected 0.04, as in the run to resume; only max_steps"),
