@@ -75,6 +75,7 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     Raises ValueError for another name, for triton where it does not run, and for a sentence of no tokens.
     """
     B, T = tokens.shape
+    tokens, padding_mask = tokens.long(), padding_mask if padding_mask is None else padding_mask.expand(B, T)
     fused = triton is not None and (tokens.is_cuda or INTERPRETED)
     if implementation == "auto":
         implementation = "dense" if T <= DENSE_UP_TO else "triton" if fused else "segment"
@@ -136,8 +137,8 @@ def target_maps(tokens):
 def associate(v, plan):
     """
     The mean of v (B, T, C) over the other positions with the same token, 0 where there are none; if the plan is causal,
-    over those before. `segment` subtracts a position's own value from a sum, so it is as exact as that sum. Raises
-    ValueError if the plan is for tokens of another shape.
+    over those before. `segment` subtracts a position's own value from a sum in float32: of values 1 and 1e8 the second
+    position reads 0. Raises ValueError if the plan is for tokens of another shape.
 
     >>> tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.], [2.], [3.], [5.]]])
     >>> associate(v, make_plan(tokens)).flatten().tolist()
@@ -165,8 +166,8 @@ def associate(v, plan):
 class SumOthers(torch.autograd.Function):
     """
     For rows x (N, C), the sum of the other rows of the same group (N,), times weight (N, 1). As a matrix this is
-    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. It has no jvp,
-    or torch.compile would refuse it.
+    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. It has no jvp:
+    with one, torch.compile would refuse it.
     """
 
     generate_vmap_rule = True
@@ -308,6 +309,8 @@ class LegoAttention(nn.Module):
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         plan = plan or make_plan(tokens, padding_mask, self.association, self.causal)
+        if (plan.causal, plan.padding_mask is None) != (self.causal, padding_mask is None):
+            raise ValueError("plan: expected one made with the causal and the padding_mask that are given here")
         v = self.value(blank(x, padding_mask))  # (B, T, C)
         far, near = v[..., : self.n_associated], v[..., self.n_associated :]
         if self.n_associated:

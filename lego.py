@@ -50,6 +50,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import torch
 from tqdm import tqdm
@@ -171,7 +172,7 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     # the graph: column 0 is the root, column i + 1 variable i
     place = torch.arange(N, device=device)
     if parents is None:
-        branch = torch.as_tensor(branch, device=device).expand(B)[:, None]
+        branch = torch.as_tensor(branch, device=device, dtype=torch.float32).expand(B)[:, None]
         parents = torch.where(rand(B, N) < branch, (rand(B, N) * (place + 1)).long(), place)  # (B, N)
         parents[:, n:] = place[n:].where(place[n:] > n, 0)
     else:
@@ -356,8 +357,8 @@ def read_corpus(path="", n_tokens=1, device="cpu", n_words=8192) -> Corpus:
 def read_paragraphs(path) -> list[str]:
     """What empty lines separate, or the lines if that gives fewer than 20 paragraphs."""
     with one_line(f"corpus={path}: expected UTF-8 text"):
-        text = Path(path).read_text(encoding="utf-8")
-        assert text.strip() and "\0" not in text, "this is empty, or binary"
+        text = Path(path).read_text(encoding="utf-8-sig")
+        expect(text.strip() and "\0" not in text, "this is empty, or binary")
     paragraphs = re.split(r"\n\s*\n", text)
     return paragraphs if len(paragraphs) >= 20 else text.split("\n")
 
@@ -402,6 +403,12 @@ def sample_words(corpus, batch_size, n_tokens, generator=None, held_out=False, h
 # A reader can stop here. What follows serves every script: files, the command line, signals.
 
 
+def expect(ok, message):
+    """For what a file holds. Unlike an assert, it stays under python -O."""
+    if not ok:
+        raise ValueError(message)
+
+
 @contextmanager
 def one_line(message):
     """Turns any error inside into a ValueError of one line: foreign bytes break a reader in countless ways."""
@@ -416,7 +423,7 @@ def write(path, save):
     `save` writes a file beside `path`, which then takes its place: whatever stops the program, `path` is the old file
     or the new one, never half of one. Raises ValueError if it can't be written.
     """
-    beside = Path(f"{path}.{os.getpid()}.tmp")
+    beside = Path(f"{path}.{uuid4().hex}.tmp")  # of this call alone, whatever else writes there
     with one_line(f"{path}: expected a file that can be written, the one before stays"):
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)

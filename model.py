@@ -30,7 +30,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from attention import make_attention, make_plan, target_maps
-from lego import IGNORE, one_line
+from lego import IGNORE, expect, one_line
 
 
 class MLP(nn.Module):
@@ -267,10 +267,10 @@ def read_checkpoint(folder, device="cpu") -> dict:
     if not os.path.isfile(path):
         raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
     with one_line(f"{path}: expected a checkpoint of train.py"):
-        assert zipfile.ZipFile(path).testzip() is None, "damaged"  # torch does not compare the checksums
+        expect(zipfile.ZipFile(path).testzip() is None, "damaged")  # torch does not compare the checksums
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        assert checkpoint.get("version") == VERSION, "another version of train.py made it"
-        assert {"vocab", "model"} <= checkpoint.keys() and isinstance(checkpoint["config"], dict), "parts are missing"
+        expect(checkpoint.get("version") == VERSION, "another version of train.py made it")
+        expect({"vocab", "model"} <= checkpoint.keys() and isinstance(checkpoint["config"], dict), "parts are missing")
         return checkpoint
 
 
@@ -312,20 +312,21 @@ def read_bert(folder):
         dials = dict(n_layer=config["num_hidden_layers"], n_embd=config["hidden_size"],
                      n_head=config["num_attention_heads"], norm_eps=config.get("layer_norm_eps", 1e-12),
                      init_std=config.get("initializer_range", 0.02))
-        assert all(isinstance(value, (int, float)) and value > 0 for value in dials.values()), f"found {dials}"
+        expect(all(isinstance(value, (int, float)) and value > 0 for value in dials.values()), f"found {dials}")
         dials["n_factor"] = config["embedding_size"] if config["model_type"] == "albert" else 0
         found = (config["model_type"], config["hidden_act"], config.get("position_embedding_type", "absolute"),
-                 config["intermediate_size"] / config["hidden_size"], config.get("is_decoder", False),
+                 config["intermediate_size"] / config["hidden_size"],
+                 config.get("is_decoder", False) or config.get("is_causal", False),
                  config.get("num_hidden_groups", 1) * config.get("inner_group_num", 1))
-        assert found in (("bert", "gelu", "absolute", 4, False, 1), ("albert", "gelu_new", "absolute", 4, False, 1)), (
-            f"bert with gelu or albert with gelu_new, absolute, MLP of 4 C, no decoder, one group, not {found}")
+        expect(found in (("bert", "gelu", "absolute", 4, False, 1), ("albert", "gelu_new", "absolute", 4, False, 1)),
+               f"bert with gelu or albert with gelu_new, absolute, MLP of 4 C, no decoder, one group, not {found}")
         vocab = read_words(folder)
     path = folder / "model.safetensors"
     if not path.exists() and (folder / "pytorch_model.bin").exists():
         path = folder / "pytorch_model.bin"
     with one_line(f"{path}: expected the weights of a BERT"):
         with path.open("rb") as file:
-            assert file.read(8) != b"version ", "this is a pointer of Git LFS, git lfs pull fetches the file"
+            expect(file.read(8) != b"version ", "this is a pointer of Git LFS, git lfs pull fetches the file")
         if path.suffix == ".bin":
             theirs = torch.load(path, map_location="cpu", weights_only=True)
         else:
@@ -337,13 +338,14 @@ def read_bert(folder):
             for old, new in BERT_NAMES.items():
                 name = name.replace(old, new)
             if OUR_NAMES.fullmatch(name):
-                assert tensor.is_floating_point() and tensor.isfinite().all(), f"{their_name}: expected finite floats"
+                expect(tensor.is_floating_point() and tensor.isfinite().all(), f"{their_name}: expected finite floats")
             else:
-                assert not name.startswith(("blocks.", "base_model.")), f"{their_name} is of another kind of model"
+                expect(not name.startswith(("blocks.", "base_model.")), f"{their_name} is of another kind of model")
             weights[name] = tensor.to_dense().float()
         weights["position_embedding.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
+        expect(weights["position_embedding.weight"].isfinite().all(), "token_type_embeddings: expected finite floats")
         n_rows = len(weights["token_embedding.weight"])
-        assert n_rows >= len(vocab), f"{n_rows} rows for {len(vocab)} words"
+        expect(n_rows >= len(vocab), f"{n_rows} rows for {len(vocab)} words")
     return dials | dict(tied=dials["n_factor"] > 0, norm_first=False, carry="none", positions="learned",
                         attention="vanilla"), vocab, weights
 
@@ -354,6 +356,7 @@ def read_words(folder) -> list[str]:
         return (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     pieces = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     if isinstance(pieces, dict):
-        return sorted(pieces, key=pieces.get)
+        by_id = {i: word for word, i in pieces.items()}
+        return [by_id.get(i, "") for i in range(max(by_id) + 1)]
     words = [piece for piece, _ in pieces]  # of SentencePiece: what begins a word has a low line before it
     return [word[1:] if word[0] == "▁" else word if word[0] in "[<" else "##" + word for word in words]

@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 import lego
 from figures import show
-from lego import one_line
+from lego import expect, one_line
 from model import (VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint,
                    read_pretrained)
 
@@ -135,7 +135,8 @@ RULES = """
     1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
     0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1
     1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  n_tokens >= 1
-    positions in ("learned", "none");  carry in ("beliefs", "state", "none");  carry == "none" or tied
+    0 <= association_share <= 1;  positions in ("learned", "none")
+    carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf
     1 <= batch_size <= 2**20;  batch_size % n_processes == 0;  max_steps >= 1;  0 <= stop_at <= 1
     n_train == 0 or batch_size <= n_train <= 2**27;  schedule in ("constant", "linear", "cosine");  warmup_steps >= 0
@@ -185,7 +186,7 @@ def pick_device(name) -> torch.device:
     if name == "auto":
         name = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
     with one_line(f"device={name}: expected auto, cpu, or a cuda or mps device of this machine"):
         torch.ones(1, device=name).item()
         return torch.device(name)
@@ -253,8 +254,8 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
     n = dice.randint(config.min_clauses or config.n_clauses, config.n_clauses) - n_distractor
     drop = torch.randint(n, (size,), generator=generator, device=device) if dice.random() < config.drop_clause else None
     # each sentence branches with a probability of its own; the cube makes half of the sentences chains, or nearly
-    branch = config.branch * torch.rand(size, generator=generator, device=device) ** 3 if config.branch else 0.0
-    batch = lego.sample(task, size, n, generator, branch, None, n_distractor, drop, arguments=config.carry != "none")
+    branch = torch.rand(size, generator=generator, device=device, dtype=torch.float32) ** 3 if config.branch else 0.0
+    batch = lego.sample(task, size, n, generator, config.branch * branch, None, n_distractor, drop, arguments=config.carry != "none")
     n_labels = config.n_supervised if has_variables(config) else 0
     asked = torch.arange(batch.positions.size(1), device=device) % n < n_labels
     return lego.Batch(batch.tokens, *(x[:, asked] for x in batch[1:]))
@@ -323,6 +324,8 @@ def evaluate(model, batch, config):
         sums.append(torch.stack((loss, n)))
         right += [] if mimics else [(logits.argmax(-1) == part.values).float()]
     loss, n = sum(sums)
+    if n == 0:  # as with a text of unknown words
+        raise ValueError(f"eval_size={config.eval_size}: expected sentences with a label to test on, there is none")
     numbers = [loss / n]
     if config.task == "words":
         numbers.append(torch.cat(right)[batch.values != lego.IGNORE].mean())
@@ -541,23 +544,23 @@ def restore(config, model, averaged, optimizers, history):
     saved, device = read_checkpoint(config.out_dir), model.head.weight.device
     check_resumes(config, saved["config"])
     with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
-        assert saved["vocab"] == [*make_task(config).vocab], f"corpus={config.corpus} has other words"
+        expect(saved["vocab"] == [*make_task(config).vocab], f"corpus={config.corpus} has other words")
         model.load_state_dict(saved["last"])
         averaged.module.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
             for p, state in optimizer.state.items():
-                assert all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
-                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer"
+                expect(all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
+                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer")
         columns = json.loads(saved["history"])
         history |= {column: [*columns[column]] for column in COLUMNS}
         step, losses, seconds, flops, tokens = saved["progress"]
         averaged.n_averaged.fill_(step)
         losses, carried = [loss.to(device) for loss in losses], saved["carried"]
-        assert all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses"
+        expect(all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses")
         if carried is not None:
             like = model.nothing_known(torch.empty(config.batch_size, lego.TOKENS_PER_CLAUSE * config.n_clauses))
-            assert carried.shape == like.shape and carried.isfinite().all(), "carried"
+            expect(carried.shape == like.shape and carried.isfinite().all(), "carried")
             carried = carried[MINE].to(device)
         return (int(step), losses, float(seconds), int(flops), int(tokens)), carried
 

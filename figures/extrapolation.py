@@ -4,7 +4,7 @@ Beyond the paper: chains far longer than those labelled or seen, trees, stars, a
 No claim of the paper's. The default of train.py, which sees 12 clauses and labels for 6 of them, is asked for sentences
 of every shape, without further training; and what makes that possible is taken away, one part at a time.
 
-    python -m figures.extrapolation          30 runs, 40 minutes on 2 cores
+    python -m figures.extrapolation          30 runs, half an hour on 2 cores
 """
 import numpy as np
 import torch
@@ -53,15 +53,20 @@ def groups():
 
 @torch.no_grad()
 def ask(model, task, size, n, graph, generator):
-    """Which variables (B, n) are right after depth + SPARE loops, and the values (B, n)."""
-    right, values = [], []
+    """
+    Of each sentence: which variables (B, n) are right after depth + SPARE loops, the value (B,) of the first one, and
+    how many clauses (B,) take the variable that most of them take.
+    """
+    parts = []
     for _ in range(0, size, 50):
         batch = lego.sample(task, min(size, 50), n, generator, **graph)
         for x, _ in model.layers(batch.tokens, int(batch.depths.max()) + SPARE):
             pass
-        right.append(logits_at(model, x, batch.positions).argmax(-1) == batch.values)
-        values.append(batch.values)
-    return torch.cat(right), torch.cat(values)
+        arguments, names = batch.tokens[:, 3 :: lego.TOKENS_PER_CLAUSE], batch.tokens.gather(1, batch.positions)
+        taken = torch.stack([(arguments == name[:, None]).sum(1) for name in names.T])  # (n, B)
+        parts.append((logits_at(model, x, batch.positions).argmax(-1) == batch.values, batch.values[:, 0],
+                      taken.amax(0)))
+    return map(torch.cat, zip(*parts))
 
 
 @torch.no_grad()
@@ -80,21 +85,22 @@ def run(config):
 
         asked    {test: [number of sentences, of those right in all variables, accuracy of the worst variable]}
         hubs     {test: [share of right sentences for every value of the hub]}, for stars
+        taken    {test: [[sentences in which so many clauses take one variable, those of them that are right], ...]}
         keeps    as the function
     """
     model = train.make_model(config)
     history = train.train(config, model)
-    generator = torch.Generator().manual_seed(2**31)
-    history["asked"], history["hubs"] = {}, {}
+    generator = torch.Generator(model.head.weight.device).manual_seed(2**31)
+    history["asked"], history["hubs"], history["taken"] = {}, {}, {}
     is_default = config.branch and config.unknown_weight and config.carry == "beliefs"
     for name in TESTS if is_default else FEW:
         size, n, graph = TESTS[name]
         task = lego.make_task(config.task, max(26, n))
-        right, values = ask(model, task, size, n, graph, generator)
+        right, first, taken = ask(model, task, size, n, graph, generator)
         history["asked"][name] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
+        history["taken"][name] = [[int((taken == k).sum()), int(right[taken == k].all(1).sum())] for k in range(n + 1)]
         if "star" in name:  # the hub is the first variable
-            history["hubs"][name] = [right[values[:, 0] == x].all(1).float().mean().item()
-                                     for x in range(len(task.values))]
+            history["hubs"][name] = [right[first == x].all(1).float().mean().item() for x in range(len(task.values))]
     history["keeps"] = [round(share, 4) for share in keeps(model, lego.make_task(config.task, 26), generator)]
     return history
 
@@ -176,6 +182,18 @@ def hubs(runs, label="default", star="star of 25"):
     return f"{label}, {star}, hub " + " / ".join(values) + ": " + ", ".join(
         " / ".join(f"{100 * x:.0f}" for x in history["hubs"][star]) for history in runs[label]
         if percent(history, star) < 100)
+
+
+def taken(runs, label="default"):
+    """Lines of figures/README.md: sentences right of those asked, by how many clauses take the same variable."""
+    lines = []
+    for test in (test for test in TESTS if "tree" in test or "graph" in test):
+        counts = torch.tensor([history["taken"][test] for history in runs[label]]).sum(0)  # (n + 1, 2)
+        most = min(7, len(counts) - 1)
+        counts = torch.cat((counts[:most], counts[most:].sum(0, keepdim=True)))
+        lines.append(f"{label}, {test:<26}" + "   ".join(
+            f"{k}{'+' * (k == most)}: {right} of {asked}" for k, (asked, right) in enumerate(counts.tolist()) if asked))
+    return lines
 
 
 def draw_hubs(axes, runs, star="star of 25"):

@@ -1,80 +1,160 @@
 """
-Vanilla attention from random weights, untied (BERT-like) against tied (ALBERT-like).
+Beyond the labelled variables: untied layers (BERT) against tied ones (ALBERT), of vanilla and of LEGO attention.
 
-Claim (the paper's): such Transformers learn LEGO when every variable is labelled; when only the first ones are, the
-untied model goes little beyond them and the tied one further.
+Claim (the paper's): Transformers learn LEGO when every variable is labelled; when only the first ones are, an untied
+model goes little beyond them and a tied one further.
 
-    python -m figures.generalisation                18 runs: 61 minutes on 2 cores
+    python -m figures.generalisation                35 runs, an hour on 2 cores
     python -m figures.generalisation --scale=gpu    12 clauses, 12 layers: not run yet, its recipe is a guess
 
-Untied and tied, 3 seeds: `--preset=vanilla` of train.py with all variables labelled, with the first half, and with the
-first half on `d3`, in larger batches.
+Vanilla attention, 6 clauses: `--preset=vanilla` with all variables labelled; then the first half labelled, with depth
+to spare (6 layers for 3 links), begun from mimicking, on chains of 3 to 6 clauses with second chains beside them; and
+tied ones without one of these three. Tied models get more loops at test, too. LEGO attention: the default of train.py,
+and the same with 12 untied layers.
 """
-import torch
+import numpy as np
 
 from figures import runner, show
-import lego
 import train
 
 NAME = "generalisation"
-SEEDS = range(3)
-SCALES = {  # dials on top of --preset=vanilla, and those of d3 on top of these
-    "laptop": (dict(), dict(batch_size=512, max_steps=3000)),
-    "gpu": (dict(n_clauses=12, n_names=12, n_layer=12, n_embd=256, n_head=8, batch_size=1000, max_steps=6000,
-                 eval_every=100, eval_size=2000, dtype="bfloat16", compile=True), dict()),
-}
-CELLS = {  # the task, and one over the share of the variables that is labelled
-    "sign, all variables labelled": ("sign", 1),
-    "sign, the first half labelled": ("sign", 2),
-    "d3, the first half labelled": ("d3", 2),
+SEEDS = range(5)
+SPARE = (0, 2, 4, 6)  # loops at test beyond those of training, for tied models
+SCALES = {  # dials on top of --preset=vanilla
+    "laptop": dict(),
+    "gpu": dict(n_clauses=12, n_names=12, n_layer=12, n_embd=256, n_head=8, batch_size=1000, max_steps=6000,
+                eval_every=100, eval_size=2000, dtype="bfloat16", compile=True),
 }
 KINDS = {"untied": show.BLUE, "tied": show.RED}
+WITHOUT = {  # label: what is taken away, dials of n clauses
+    "no layers to spare": lambda n: dict(n_layer=n // 2),
+    "not begun from mimicking": lambda n: dict(init_from=""),
+    "no second chains": lambda n: dict(n_distractor=0),
+}
+
+
+def vanilla(scale, kind, seed, **more):
+    """The dials of a vanilla model."""
+    return {**train.PRESETS["vanilla"], **SCALES[scale], "tied": kind == "tied", "carry": "none", "stop_at": 0.0,
+            "out_dir": "", "seed": seed, **more}
+
+
+def mimicking(scale, kind, seed, n_layer):
+    """What models begin from: 300 steps of attending as the two patterns do, without a label."""
+    return train.Config(**vanilla(
+        scale, kind, seed, task="mimic", n_layer=n_layer, lr=2e-3, muon_lr=2e-2, eval_every=100, schedule="linear",
+        max_steps=300, out_dir=f"out/{scale}-{kind}-{n_layer}-{seed}"))
 
 
 def groups(scale="laptop"):
-    """{label: [config of every seed]}, untied and tied, for each of the cells."""
-    general, for_d3 = SCALES[scale]
+    """{label: [config of every seed]}"""
     configs = {}
-    for label, (task, part) in CELLS.items():
-        dials = {**train.PRESETS["vanilla"], **general, **(for_d3 if task == "d3" else {})}
-        dials.update(task=task, n_supervised=dials["n_clauses"] // part, stop_at=0.0, out_dir="")
-        for kind in KINDS:
-            configs[f"{kind}, {label}"] = [
-                train.Config(**{**dials, "tied": kind == "tied", "carry": "none", "seed": seed}) for seed in SEEDS]
+    for kind in KINDS:
+        n = vanilla(scale, kind, 0)["n_clauses"]
+        configs[f"{kind}, all labelled"] = [
+            train.Config(**vanilla(scale, kind, seed, n_supervised=n)) for seed in SEEDS[:3]]
+        for label, change in {"": lambda n: dict(), **(WITHOUT if kind == "tied" else {})}.items():
+            dials = dict(n_supervised=n // 2, n_layer=n, min_clauses=n // 2, n_distractor=n // 3, max_steps=2000,
+                         eval_every=100)
+            configs[f"{kind}, half labelled" + f", {label}" * bool(label)] = [
+                train.Config(**vanilla(scale, kind, seed, **{**dials, **dict(
+                    init_from=mimicking(scale, kind, seed, change(n).get("n_layer", n)).out_dir), **change(n)}))
+                for seed in (SEEDS[:3] if label else SEEDS)]
+    of_lego = dict(eval_every=20, out_dir="")
+    configs["tied, LEGO attention"] = [train.Config(**of_lego, seed=seed) for seed in SEEDS]
+    configs["untied, LEGO attention"] = [
+        train.Config(**of_lego, tied=False, n_layer=12, max_steps=600, seed=seed) for seed in SEEDS]
     return configs
 
 
-def final(history, n_evaluations=5):
-    """Accuracy of every variable over the last evaluations together, in percent."""
-    last = history["accuracy"][-n_evaluations:]
-    return [100 * sum(column) / len(last) for column in zip(*last)]
+def prepare(configs):
+    """Trains what the configs begin from."""
+    begun = {config.init_from for config in configs if config.init_from}
+    sources = [mimicking(scale, kind, seed, n_layer) for scale in SCALES for kind in KINDS for seed in SEEDS
+               for n_layer in (3, 6, 12)]
+    runner.make_checkpoints([source for source in sources if source.out_dir in begun])
+
+
+def run(config):
+    """The history of a run, with `loops`: {loops more than in training: accuracy of every variable at the end}."""
+    model = train.make_model(config)
+    history = train.train(config, model)
+    batch = train.draw_test(config, 2000, train.make_generator(config, "loops", device=model.head.weight.device))
+    more = SPARE if config.tied and config.carry == "none" else SPARE[:1]
+    n_loops = config.n_clauses + 4 if config.carry != "none" else config.n_layer
+    history["loops"] = {k: (show.predict(model, batch, n_loops + k) == batch.values).float().mean(0).tolist()
+                        for k in more}
+    return history
+
+
+def final(history, spare=0):
+    """The accuracy of every variable in percent at the end, with so many loops more than in training."""
+    loops = {int(k): accuracy for k, accuracy in history.get("loops", {"0": history["accuracy"][-1]}).items()}
+    return [100 * x for x in loops.get(spare, loops[0])]
+
+
+def words(runs):
+    """Lines of figures/README.md: the labelled variables at the worst, and what comes after them, each seed, in %."""
+    lines = []
+    for label, histories in runs.items():
+        n = histories[0]["config"]["n_supervised"]
+        for spare in sorted(int(k) for k in histories[0].get("loops", {"0": None})):
+            found = [final(history, spare) for history in histories]
+            line = f"{label}{f', {spare} loops more' if spare else ''}: labelled "
+            line += ", ".join(f"{min(accuracy[:n]):.0f}" for accuracy in found)
+            if len(found[0]) > n:
+                line += "; the next " + ", ".join(f"{accuracy[n]:.0f}" for accuracy in found)
+                line += "; the last " + ", ".join(f"{accuracy[-1]:.0f}" for accuracy in found)
+            lines.append(line)
+    return lines
+
+
+def draw_variables(axes, runs, n_supervised, legend):
+    """A dot for every variable and run: {label: (histories, spare loops, colour)}."""
+    for i, (label, (histories, spare, color)) in enumerate(runs.items()):
+        for k, history in enumerate(histories):
+            accuracy = final(history, spare)
+            place = np.arange(1, len(accuracy) + 1) + 0.27 * (i - (len(runs) - 1) / 2) + 0.04 * (k - 2)
+            axes.plot(place, accuracy, "o", color=color, markersize=4, alpha=0.7, markeredgewidth=0, clip_on=False,
+                      label=label if k == 0 else None)
+    axes.axvspan(0.5, n_supervised + 0.5, color=show.GRAY, alpha=0.15, linewidth=0)
+    show.mark(axes, 50, place=0.3)
+    axes.set(xlim=(0.5, len(accuracy) + 0.5), ylim=(0, 101), xlabel="variable, in chain order",
+             ylabel="test accuracy (%)")
+    axes.legend(frameon=False, loc="lower left", title=legend, fontsize=8)
 
 
 def draw(runs):
-    histories = [history for group in runs.values() for history in group]
-    labelled = [min(final(history)[: history["config"]["n_supervised"]]) for history in histories]
-    c, for_d3 = (runs[f"tied, {task}, the first half labelled"][0]["config"] for task in ("sign", "d3"))
+    c = runs["tied, half labelled"][0]["config"]
+    n, half = c["n_clauses"], c["n_supervised"]
+    ahead = {kind: [final(history, 2)[half] for history in runs[f"{kind}, half labelled"]] for kind in KINDS}
     figure, axes = show.picture(
-        f"Vanilla attention learns the labelled variables ({sum(x >= 99 for x in labelled)} of {len(labelled)} runs); "
-        "the rest stay near chance", 1, 3, 10.5, 4.2,
-        f"from random weights; {c['n_clauses']} clauses, {c['n_layer']} layers, width {c['n_embd']}; "
-        f"a dot is a seed after {c['max_steps']:,} steps (d3: {for_d3['max_steps']:,}), over its last evaluations; "
-        f"shaded: the variables that carry a label in training; {histories[0]['hardware']} a run")
-    for panel, (label, (task, part)) in zip(axes[0], CELLS.items()):
-        for i, (kind, color) in enumerate(KINDS.items()):
-            for k, history in enumerate(runs[f"{kind}, {label}"]):
-                place = torch.arange(1, c["n_clauses"] + 1) + 0.3 * i - 0.25 + 0.1 * k
-                panel.plot(place, final(history), "o", color=color, markersize=5, alpha=0.75, markeredgewidth=0,
-                           clip_on=False, label=kind if k == 0 else None)
-        n_supervised = c["n_clauses"] // part
-        panel.axvspan(0.5, n_supervised + 0.5, color=show.GRAY, alpha=0.15, linewidth=0)
-        show.mark(panel, 100 / len(lego.make_task(task).values), place=0.2)
-        which = "all" if part == 1 else f"the first {n_supervised}"
-        panel.set(title=f"{task}: {which} labelled", xlim=(0.5, c["n_clauses"] + 0.5), ylim=(0, 101),
-                  xlabel="variable, in chain order", ylabel="test accuracy (%)")
-    axes[0, 2].legend(frameon=False, loc="center right", title="layers")
+        f"The first variable without a label: untied vanilla layers {show.span(ahead['untied'])}%, tied ones "
+        f"{show.span(ahead['tied'])}%", 1, 4, 17, 4.6,
+        f"a dot is a seed; shaded: labelled in training; vanilla: {n} clauses, {c['n_layer']} layers, width "
+        f"{c['n_embd']}, {c['max_steps']:,} steps, tied: 2 loops more at test; LEGO: the default, or 12 untied "
+        f"layers, {runs['untied, LEGO attention'][0]['config']['max_steps']} steps; "
+        f"{runs['tied, half labelled'][0]['hardware']} a run")
+    everything, beyond, needed, lego_too = axes[0]
+    draw_variables(everything, {kind: (runs[f"{kind}, all labelled"], 0, color) for kind, color in KINDS.items()}, n,
+                   "vanilla")
+    everything.set(title="all labelled")
+    draw_variables(beyond, {
+        "untied": (runs["untied, half labelled"], 0, show.BLUE),
+        f"tied, {c['n_layer']} loops": (runs["tied, half labelled"], 0, show.ORANGE),
+        f"tied, {c['n_layer'] + 2} loops": (runs["tied, half labelled"], 2, show.RED)}, half, "vanilla")
+    beyond.set(title="half labelled")
+    rows = [(label[2:] or "all three", [final(history, 2)[half] for history in runs[f"tied, half labelled{label}"]],
+             show.RED) for label in ("", *(f", {label}" for label in WITHOUT))]
+    show.dots(needed, rows)
+    show.mark(needed, 50, vertical=True)
+    needed.set(title="what tied layers need for it", xlabel=f"variable {half + 1}, test accuracy (%)",
+               ylabel="tied, without", xlim=(40, 101))
+    draw_variables(lego_too, {kind: (runs[f"{kind}, LEGO attention"], 0, color) for kind, color in KINDS.items()}, 6,
+                   "LEGO attention")
+    lego_too.set(title="LEGO attention, half labelled")
     return figure
 
 
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, scales=(*SCALES,))
+    runner.main(NAME, draw, groups, run, prepare, scales=(*SCALES,))

@@ -98,7 +98,8 @@ def interfere(model, config, size=1000):
         beside_count    share of these in which the last variable's answer is what counting all operations gives
         beside_differ   accuracy of the last variable in those of them where counting gives another value than the truth
     """
-    task, n, generator = train.make_task(config), config.n_clauses, torch.Generator().manual_seed(2**31)
+    task, n = train.make_task(config), config.n_clauses
+    generator = torch.Generator(train.pick_device(config.device)).manual_seed(2**31)
     whole = lego.sample(task, size // 2, n, generator)
     beside = lego.sample(task, size, n - N_DISTRACTOR, generator, n_distractor=N_DISTRACTOR)
     n_loops = None if config.carry == "none" else n + 4  # one for each link, and some to spare

@@ -104,11 +104,18 @@ def test_association_gradcheck(implementation, causal):
     assert torch.autograd.gradgradcheck(lambda v: associate(v, plan), v, atol=1e-6, fast_mode=fast)
 
 
+@pytest.mark.parametrize("T", [9, 70])
+def test_one_mask_for_the_whole_batch_will_do(T):
+    tokens, x, module = torch.randint(4, (3, T)), torch.randn(3, T, 8), LegoAttention(8)
+    last = (torch.arange(T) >= T - 2)[None]
+    torch.testing.assert_close(module(x, tokens, last), module(x, tokens, last.expand(3, T)))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16])
 def test_padding_is_no_token(dtype, implementation):
     """No id is read as padding: not -1, not the largest, not 0."""
-    device, ids = device_of(implementation), (0, 255) if dtype == torch.uint8 else (-1, 0, torch.iinfo(dtype).max)
+    device, ids = device_of(implementation), (0, 255) if not dtype.is_signed else (-1, 0, torch.iinfo(dtype).max)
     for i in ids:
         tokens = torch.tensor([[i, 8, i, i]], device=device).to(dtype)
         v = torch.tensor([[[1.0], [2.0], [3.0], [100.0]]], device=device)
@@ -455,6 +462,9 @@ def test_wrong_shapes_are_named():
     for T in (5, 100):
         with pytest.raises(ValueError, match=rf"v of shape \(2, {T}, 4\): expected .* \(1, {T}\)"):
             LegoAttention(8)(torch.randn(2, T, 8), torch.zeros(1, T).long())
+    for more in (dict(causal=True), dict(padding_mask=torch.zeros(2, 5, dtype=torch.bool))):
+        with pytest.raises(ValueError, match="plan: expected one made with the causal and the padding_mask"):
+            LegoAttention(8)(torch.randn(2, 5, 8), tokens := torch.zeros(2, 5).long(), plan=make_plan(tokens, **more))
     with pytest.raises(ValueError, match=r"\(2, 0\): expected at least one token"):
         LegoAttention(8)(torch.randn(2, 0, 8), torch.zeros(2, 0).long())
     with pytest.raises(ValueError, match="attention=mamba: expected vanilla, lego or hybrid"):

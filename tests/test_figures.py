@@ -1,23 +1,27 @@
 """figures/: runs are kept as they arrive, and every picture is drawn again from its numbers, one message each."""
 import importlib
+import json
 import pkgutil
 import random
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
+import torch.nn as nn
 from matplotlib.figure import Figure
 
 import figures
 import lego
 import train
 from attention import associate, identical_tokens, make_plan
-from figures import (extrapolation, flow, heads, kernels, learning, lego_attention, pretraining, runner, shortcut, show,
-                     speed)
+from figures import (benchmark, extrapolation, flow, generalisation, gpu, heads, kernels, learning, lego_attention,
+                     pretraining, runner, shortcut, show, speed)
 
 MODULES = {module.name: importlib.import_module(f"figures.{module.name}")
            for module in pkgutil.iter_modules(figures.__path__)}
@@ -407,12 +411,102 @@ def test_table_of_speed_is_markdown():
     assert any("torch.nn.TransformerEncoder" in line and "times as fast" in line for line in lines)
 
 
+def test_gpu_command_runs_whole_at_a_tiny_size(monkeypatch, run):
+    """On a CPU, with Triton in its interpreter. The commands that it starts run in this process, or are looked at."""
+    def start(command, cwd, **_):
+        if "pytest" in command:
+            assert (cwd / command[-1]).exists()
+            return SimpleNamespace(returncode=1, stdout="2 passed, 3 failed in 1s", stderr="")
+        code, _, err = run(*command[2:])
+        return SimpleNamespace(returncode=code or 0, stdout="", stderr=err)
+    monkeypatch.setattr(subprocess, "run", start)
+    saved = {}
+    for name in gpu.STAGES:
+        found = []
+        gpu.measure(name, torch.device("cpu"), gpu.TINY, lambda new: found.append(json.dumps(new)))
+        saved |= json.loads(found[-1])
+    text = "\n".join(gpu.words(saved))
+    for part in ("2 tests passed, 3 tests failed, 0 tests skipped", "train.py, bfloat16, seed 0", "T = 64: dense",
+                 "step, ours, vanilla", "% of a step", "6 untied layers, 2 steps", "6 tied layers, 2 steps"):
+        assert part in text, text
+    assert "failed:" not in text
+
+
+def test_gpu_command_runs_its_stages_apart(monkeypatch, capsys, folder):
+    """Each in a process with a limit; what one has saved stays, unless another GPU made it."""
+    commands, cards = [], ["one abacus"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(show, "hardware", lambda device: cards[-1])
+    monkeypatch.setattr(gpu, "measure", lambda name, device, size, save: save(dict(hardware=cards[-1], **{name: []})))
+    monkeypatch.setattr(subprocess, "run", lambda args, timeout: commands.append(args[-1]) or gpu.main(args[3:]))
+    gpu.main([])
+    assert commands == [*gpu.STAGES] and {*gpu.STAGES} < {*runner.saved("gpu")}
+    cards.append("two abacuses")
+    gpu.main(["job"])
+    assert {*runner.saved("gpu")} == {"hardware", "job"}
+
+
+def test_gpu_command_without_a_gpu_is_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="^expected an NVIDIA GPU"):
+        gpu.main([])
+    with pytest.raises(ValueError, match="'tpu': expected tests, job, association, step"):
+        gpu.main(["tpu"])
+
+
+def test_benchmark_never_changes():
+    """Numbers of one version can be compared: another checksum needs another VERSION."""
+    assert benchmark.VERSION == 1
+    assert benchmark.checksum() == "84ac86766d8c643959963ca388536802d5620a8249695d06991d2927690f6a0a"
+
+
+def solved(ids, *loops):
+    """A model that reads the symbols and solves the sentence."""
+    task, logits = lego.make_task("sign", 1024), torch.zeros(*ids.shape, 2)
+    for row, sentence in zip(logits, ids):
+        values = lego.solve(lego.decode(sentence, task), task)
+        for t in range(0, len(sentence), lego.TOKENS_PER_CLAUSE):
+            row[t, task.values.index(values[task.vocab[sentence[t]]])] = 1
+    return logits
+
+
+def test_benchmark_of_a_solver_a_counter_and_one_with_few_positions():
+    """The solver is right in all, the counter in none where counting is wrong, short positions can't take all."""
+    task = lego.make_task("sign", 1024)
+    count = lambda ids: nn.functional.one_hot(shortcut.count_operations(ids, task), 2).float()[:, None].expand(
+        *ids.shape, 2)
+    few = nn.Embedding(60, 2)
+    models = {"solver": benchmark.take(solved, loops=True), "counter": benchmark.take(count), "few": benchmark.take(
+        lambda ids: few(torch.arange(ids.size(1))).expand(*ids.shape, 2))}
+    for axis, tests in benchmark.TESTS.items():
+        for test, (size, *_) in tests.items():
+            assert models["solver"][axis][test] == [size, size, 1.0]
+    assert [*models["counter"]["shortcut"].values()][0][1:] == [0, 0.0]
+    assert models["few"]["length"]["chain of 12"][0] == 200 and "index" in models["few"]["length"]["chain of 26"]
+    lines = benchmark.table(models).splitlines()
+    assert {line.count("|") for line in lines} == {6} and "all (more than 98.5)" in lines[2] and "can't" in lines[4]
+
+
+def test_benchmark_of_a_folder(monkeypatch, capsys, tmp_path):
+    """A run of train.py is read and asked with as many loops as it needs."""
+    train.train(train.Config(**{**TINY, "out_dir": str(tmp_path)}))
+    asked = []
+    monkeypatch.setattr(benchmark, "take", lambda model, task, loops, device: asked.append((task, loops)) or "rows")
+    monkeypatch.setattr(benchmark, "table", lambda models: f"table of {models}")
+    benchmark.main([str(tmp_path)])
+    assert asked == [("sign", True)] and f"table of {{{str(tmp_path)!r}: 'rows'}}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'b': expected the folder of one run"):
+        benchmark.main(["a", "b"])
+
+
 def test_readme_and_notebook_quote_the_numbers():
     readme, notebook = ((runner.FOLDER / path).read_text() for path in ("../README.md", "README.md"))
     runs, learned = runner.load("extrapolation"), runner.load("learning")
     hubs = [extrapolation.hubs(runs, label) for label in ("default", "d3")]
-    for line in (*extrapolation.table(runs), *extrapolation.ablations(runs), *learning.words(learned), *hubs):
+    trained = runner.complete(runner.found("generalisation", generalisation.groups()))
+    for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs), *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
-    assert extrapolation.headline(runs) in readme
+    assert extrapolation.headline(runs) in readme and speed.table(runner.load("speed")) in notebook
     assert f"{learned['sign'][0]['n_parameters'] / 1000:.0f} thousand parameters" in readme.replace("\n", " ")

@@ -1015,6 +1015,14 @@ def test_compile_that_does_not_work_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_text_held_out_without_a_known_word_is_one_line(tmp_path):
+    """Its loss would be nan. Paragraphs so short that an evaluation finds nothing but their ends."""
+    (tmp_path / "text.txt").write_text("\n\n".join(["ab", "cd", "ef", "gh"] * 15))
+    dials = dict(VANILLA, task="words", corpus=str(tmp_path / "text.txt"), n_tokens=1, eval_size=1, eval_every=1)
+    with pytest.raises(ValueError, match="eval_size=1: expected sentences with a label to test on"):
+        train.train(tiny(**dials))
+
+
 def test_corpus_may_move_but_not_change(words, tmp_path):
     """A run goes on with its text in another place; another text is refused in one line."""
     first = tiny(**words, max_steps=2, out_dir=str(tmp_path / "out"))

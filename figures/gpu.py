@@ -1,0 +1,207 @@
+"""
+All that only a GPU can tell, in one command, in the order of worth; figures/gpu.json gets each result as it comes.
+
+    python -m figures.gpu                       every stage, meant for 9 minutes of a data-centre GPU
+    python -m figures.gpu association step      these stages, anew
+
+tests           the suite's tests that need CUDA: the Triton kernels on the device against `dense`, in all dtypes
+job             python train.py, 3 seeds: the whole command, and its training until all variables stay at 99.9%
+association     the best tile of the kernel; then every implementation of figures/kernels.py, T = 64 to 16,384
+step            a training step of BERT-base, compiled, against torch.nn.TransformerEncoder and transformers.BertModel
+generation      drawing the sentences of a step, as a share of that step
+generalisation  12 vanilla layers, 6 of 12 variables labelled, untied and tied, as many steps as fit
+
+No GPU has run this yet.
+"""
+import itertools
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+
+import attention
+import lego
+import train
+from figures import generalisation, kernels, runner, show, speed
+
+NAME = "gpu"
+SECONDS = dict(tests=100, job=110, association=130, step=120, generation=20, generalisation=60)  # of each stage
+FULL = dict(
+    tests=["-k", "cuda or triton or auto", "tests/test_attention.py"],
+    runs=[("as it is", 0), ("as it is", 1), ("as it is", 2), ("compiled", 0), ("bfloat16", 0)], dials=[],
+    tiles=(32, 64, 128), blocks=(32, 64, 128), lengths=kernels.LENGTHS, flex=(1024, 4096), tokens=kernels.SIZES["cuda"],
+    step=speed.SHAPES["cuda"], matrix=8192, rounds=15, generation=dict(batch_size=1000),
+    scale="gpu", generalisation=dict())
+TINY = dict(  # the same path on a CPU, for the tests
+    tests=["-k", "by_hand", "tests/test_attention.py"],
+    runs=[("bfloat16", 0)], dials=["--max_steps=2", "--n_embd=8", "--eval_size=4"],
+    tiles=(16,), blocks=(16,), lengths=[64], flex=(), tokens=(128, 16, torch.float32),
+    step=dict(n_layer=1, n_embd=16, n_head=2, T=8, B=2, vocab_size=64), matrix=16, rounds=1, generation=dict(n_embd=8),
+    scale="laptop", generalisation=dict(max_steps=2, n_embd=8, batch_size=4, eval_size=4, eval_every=1))
+MODELS = ("ours, vanilla", "ours, LEGO chained", "torch.nn.TransformerEncoder", "transformers.BertModel")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the stages: what each has found so far goes to `save`, again and again; `size` is FULL or TINY, `end` when time is up
+
+
+def tests(device, size, end, save):
+    """How many tests passed, failed and were skipped, and the last lines of a run that failed."""
+    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *size["tests"]],
+                           cwd=runner.FOLDER.parent, capture_output=True, text=True, timeout=200)
+    count = lambda what: int((re.search(rf"(\d+) {what}", ended.stdout) or [0, 0])[1])
+    says = dict(says=ended.stdout[-2000:] + ended.stderr[-500:]) if ended.returncode else {}
+    save({what: count(what) for what in ("passed", "failed", "skipped")} | says)
+
+
+def job(device, size, end, save):
+    """What figures/speed.py finds of the main job."""
+    speed.job(size["runs"], device, size["dials"], save)
+
+
+def association(device, size, end, save):
+    """The milliseconds of the kernel for each tile and block of channels; then the numbers of figures/kernels.py."""
+    n_tokens, C, dtype = size["tokens"]
+    rows, T = [], max(length for length in size["lengths"] if length <= 4096)
+    tokens, v = kernels.words(n_tokens // T, T, device), torch.randn(n_tokens // T, T, C, dtype=dtype, device=device)
+    expected = attention.associate(v, attention.make_plan(tokens, implementation="segment"))
+    if attention.triton is not None and (device.type == "cuda" or attention.INTERPRETED):
+        plan = attention.make_plan(tokens, implementation="triton")
+        for attention.TILE, attention.BLOCK in itertools.product(size["tiles"], size["blocks"]):
+            with suppress(Exception):  # more than this GPU has room for
+                torch.testing.assert_close(attention.associate(v, plan), expected, atol=2e-2, rtol=2e-2)
+                rows.append(dict(tile=attention.TILE, block=attention.BLOCK, T=T,
+                                 ms=kernels.median_ms(lambda: attention.associate(v, plan), device)))
+                save(dict(tiles=rows))
+        best = min(rows, key=lambda row: row["ms"])
+        attention.TILE, attention.BLOCK = best["tile"], best["block"]
+    kernels.measure(device, size["lengths"], size["tokens"], lambda numbers: save(dict(tiles=rows) | numbers),
+                    size["flex"])
+
+
+def step(device, size, end, save):
+    """Milliseconds of a training step of each model, FLOPs of ours, and what this machine can do at most."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = dict(shape=size["step"], dtype=str(dtype).removeprefix("torch."), ms={}, flops={},
+                 peak_flops=speed.peak_flops(device, dtype, size["matrix"]))
+    models = speed.models(size["step"])
+    for name, model in ((name, models[name]) for name in MODELS if name in models):
+        if name.startswith("ours"):
+            found["flops"][name] = train.count_flops(lambda: speed.forward(model.to(device), size["step"], device))
+        if device.type == "cuda":
+            model.compile()
+        run = speed.step_of(model, size["step"], device, dtype)
+        found["ms"][name] = 1e3 * speed.medians({"step": run}, device, size["rounds"])["step"]
+        save(found)
+
+
+def generation(device, size, end, save):
+    """Milliseconds of drawing the sentences of a step, and of a whole step, for the default in large batches."""
+    config = train.Config(**{**size["generation"], "device": device.type, "out_dir": "", "eval_size": 1})
+    steps = range(config.n_layer)
+    draw = lambda: [train.draw_sentences(config, config.batch_size // config.n_layer + 1, i, device) for i in steps]
+    seconds = speed.medians({"draw": draw}, device, size["rounds"])["draw"] / len(steps)
+    history = train.train(replace(config, max_steps=20 + size["rounds"], eval_every=10))
+    i = history["step"].index(20)
+    a_step = (history["seconds"][-1] - history["seconds"][i]) / (history["step"][-1] - history["step"][i])
+    save(dict(draw_ms=1e3 * seconds, step_ms=1e3 * a_step, batch_size=config.batch_size))
+
+
+def generalisation_of_gpu(device, size, end, save):
+    """The accuracy of every variable, untied and tied, after as many steps as fit into the time, and how many."""
+    rows, begun = [], generalisation.groups(size["scale"])["tied, half labelled, not begun from mimicking"][0]
+    for kind in generalisation.KINDS:
+        config = replace(begun, tied=kind == "tied", device=device.type, **size["generalisation"])
+        stop_by, seen = (time.perf_counter() + end) / 2 if kind == "untied" else end, []
+
+        def look(model, config):
+            test = train.draw_test(config, config.eval_size, train.make_generator(config, "gpu", device=device))
+            seen.append(train.evaluate(model, test, config)[1])
+            if time.perf_counter() > stop_by:
+                raise TimeoutError
+        with suppress(TimeoutError):
+            train.train(config, look=look)
+        rows.append(dict(kind=kind, n_layer=config.n_layer, steps=len(seen) * config.eval_every, accuracy=seen[-1]))
+        save(rows)
+
+
+STAGES = dict(tests=tests, job=job, association=association, step=step, generation=generation,
+              generalisation=generalisation_of_gpu)
+
+
+def measure(name, device, size, save):
+    """Runs the stage of that name. `save` gets all that is known of it after each result."""
+    start = time.perf_counter()
+    about = dict(hardware=show.hardware(device), torch=str(torch.__version__),
+                 triton=attention.triton and attention.triton.__version__)
+
+    def keep(found):
+        save(about | {name: found, f"seconds of {name}": time.perf_counter() - start})
+    STAGES[name](device, size, start + SECONDS[name], keep)
+
+
+def words(numbers):
+    """Lines for README: what was found, beside what was hoped for."""
+    lines = [f"{numbers.get('hardware')}, torch {numbers.get('torch')}, Triton {numbers.get('triton')}"]
+    if numbers.get("tests"):
+        lines.append(", ".join(f"{n} tests {what}" for what, n in numbers["tests"].items() if what != "says"))
+    for row in numbers.get("job", []):
+        until = f"failed: {row['lacks']}" if "lacks" in row else f"training until all stay at 99.9%: {row['all']} s"
+        lines.append(f"python train.py, {row['variant']}, seed {row['seed']}: {row['command']:.1f} s, {until}")
+    found = numbers.get("association") or {}
+    if found.get("tiles"):
+        best = min(found["tiles"], key=lambda row: row["ms"])
+        lines.append(f"association, T = {best['T']}: best with TILE = {best['tile']}, BLOCK = {best['block']}")
+    for T in sorted({row["T"] for row in found.get("rows", [])}):
+        ms = {row["implementation"]: row["both"] for row in found["rows"] if row["T"] == T and row["both"]}
+        lines.append(f"association, both passes, T = {T}: "
+                     + ", ".join(f"{name} {time:.3g} ms" for name, time in sorted(ms.items(), key=lambda x: x[1])))
+        if "triton" in ms and "FlexAttention" in ms:
+            ratio = ms["FlexAttention"] / ms["triton"]
+            lines[-1] += f"; FlexAttention takes {ratio:.1f} times as long as triton (goal at T = 4096: 5)"
+        forward = kernels.find(found, "triton", T, "forward")
+        if forward:
+            lines[-1] += f"; triton at {100 * found['copy_ms'] / forward:.0f}% of a copy's bandwidth (goal: 70%)"
+    if numbers.get("step"):
+        found = numbers["step"]
+        for name, ms in found["ms"].items():
+            share = found["flops"].get(name, 0) / (ms / 1e3) / found["peak_flops"]
+            of_peak = f", {100 * share:.0f}% of the peak (goal: 45%)" * bool(share)
+            lines.append(f"training step, {name}: {ms:.1f} ms{of_peak}")
+        others = [ms for name, ms in found["ms"].items() if not name.startswith("ours")]
+        if others and "ours, vanilla" in found["ms"]:
+            ratio = min(others) / found["ms"]["ours, vanilla"]
+            lines.append(f"training step: the fastest of the others takes {ratio:.2f} times ours, vanilla (goal: 1.3)")
+    if numbers.get("generation"):
+        found = numbers["generation"]
+        share = found["draw_ms"] / found["step_ms"]
+        lines.append(f"drawing the sentences, {found['batch_size']} a step: {100 * share:.1f}% of a step (goal: 2%)")
+    lines += [f"{row['n_layer']} {row['kind']} layers, {row['steps']} steps: "
+              + ", ".join(f"{100 * x:.0f}" for x in row["accuracy"]) for row in numbers.get("generalisation", [])]
+    return lines
+
+
+def main(arguments):
+    for argument in arguments:
+        if argument not in STAGES:
+            raise ValueError(f"'{argument}': expected {', '.join(STAGES)}, or nothing for all of them")
+    if not torch.cuda.is_available():
+        raise ValueError("expected an NVIDIA GPU and a torch that is built for it: there is none here")
+    kept = runner.saved(NAME)
+    if kept.get("hardware") != show.hardware(torch.device("cuda")):
+        kept = {}
+    if len(arguments) == 1:
+        measure(arguments[0], torch.device("cuda"), FULL, lambda found: runner.save(NAME, kept | found))
+    for name in arguments or STAGES if len(arguments) != 1 else ():
+        print(f"gpu: {name}", flush=True)  # each in a process of its own: an error on a GPU spoils all that comes after
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run([sys.executable, "-m", "figures.gpu", name], timeout=1.5 * SECONDS[name])
+    print("\n".join(words(runner.saved(NAME))))
+
+
+if __name__ == "__main__":
+    lego.command_line(main)
