@@ -79,10 +79,8 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     fused = triton is not None and (tokens.is_cuda or INTERPRETED)
     if implementation == "auto":
         implementation = "dense" if T <= DENSE_UP_TO else "triton" if fused else "segment"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"association={implementation}: expected auto, {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "triton" and not fused:
-        raise ValueError("association=triton: expected the package triton and a GPU, use segment or auto here")
+    if implementation not in IMPLEMENTATIONS or implementation == "triton" and not fused:
+        raise ValueError(f"association={implementation}: expected auto, dense, segment, or triton on a GPU")
     if T == 0:
         raise ValueError(f"tokens of shape ({B}, 0): expected at least one token")
     if implementation == "dense":
@@ -228,10 +226,9 @@ class Manipulation(nn.Module):
 
     def weights(self, T):
         """The convolution as an attention map (T, T): mean absolute kernel over channels, rows sum to 1."""
-        kernel = self.conv.weight.abs().mean(dim=(0, 1, 2))  # (K,)
-        offset = torch.arange(T)[None, :] - torch.arange(T)[:, None] + self.n_left
-        inside = (offset >= 0) & (offset < kernel.numel())
-        band = kernel[offset.clamp(0, kernel.numel() - 1).to(kernel.device)] * inside.to(kernel.device)
+        kernel = self.conv.weight.abs().mean(dim=(0, 1))  # (1, K)
+        one_hot = torch.eye(T, dtype=kernel.dtype, device=kernel.device)[:, None]  # what each position sends: (T, 1, T)
+        band = F.conv1d(one_hot, kernel[None], padding=self.n_left)[:, 0, :T].T  # (T, T)
         return band / band.sum(-1, keepdim=True).clamp(min=1e-12)
 
 

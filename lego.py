@@ -30,7 +30,6 @@ branches, distractor chains and dropped clauses are ours.
 """
 import ast
 import difflib
-import inspect
 import itertools
 import json
 import os
@@ -484,12 +483,6 @@ def override(arguments, config_class, presets={}, implied=lambda dial, text: {})
         with one_line(f"{key}={text}: expected {kind.__name__}"):
             given[key] = {"true": True, "false": False}[text.lower() or "true"] if kind is bool else kind(text)
     return preset | brought | given
-
-
-def list_dials(config_class) -> str:
-    """For --help: a line for each dial, with its default and the comment beside it."""
-    dials = re.findall(r"^    (\w+): \w+ = (\S+)(?:  # (.*))?$", inspect.getsource(config_class), re.MULTILINE)
-    return "\n".join(f"    {f'--{name}={default}':<24} {comment}" for name, default, comment in dials)
 
 
 def check(config, rules, **more):

@@ -573,7 +573,7 @@ class Command(Config):
 
 def main(arguments):
     if {"--help", "-h"} & {*arguments}:
-        return print(__doc__, lego.list_dials(Config), f"    --preset={' or '.join(PRESETS)}", sep="\n")
+        return print(__doc__, show.list_dials(Config), f"    --preset={' or '.join(PRESETS)}", sep="\n")
     given = lego.override(arguments, Command, PRESETS, implied)
     question, resume = given.pop("ask", None), given.pop("resume", False)
     folder, saved = Path(given.get("out_dir", Config.out_dir)), {"config": {}}

@@ -1,6 +1,8 @@
 """What a run shows: its plot, and sentences with the model's answers beside the truth. train.py calls these."""
+import inspect
 import itertools
 import platform
+import re
 import textwrap
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -238,6 +240,12 @@ def examples(model, task, batch, n_shown=2):
         text = lego.decode(batch.tokens[i], task)
         print(text)
         answer(model, task, text)
+
+
+def list_dials(config_class) -> str:
+    """For --help: a line for each dial, with its default and the comment beside it."""
+    dials = re.findall(r"^    (\w+): \w+ = (\S+)(?:  # (.*))?$", inspect.getsource(config_class), re.MULTILINE)
+    return "\n".join(f"    {f'--{name}={default}':<24} {comment}" for name, default, comment in dials)
 
 
 @dataclass

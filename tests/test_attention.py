@@ -251,7 +251,7 @@ def test_torch_compile_takes_attention_as_one_graph(implementation):
 def test_triton_where_it_does_not_run():
     if FUSED:
         pytest.skip("it runs here")
-    with pytest.raises(ValueError, match="^association=triton: expected the package triton and a GPU"):
+    with pytest.raises(ValueError, match="^association=triton: expected auto, dense, segment, or triton on a GPU"):
         make_plan(torch.zeros(1, 3, dtype=torch.int64), implementation="triton")
 
 
@@ -451,7 +451,7 @@ def test_torch_func_and_jit_take_the_module(causal, T):
     (dict(kind="lego", kernel_size=4), "kernel_size=4: expected an odd number"),
     (dict(kind="lego", kernel_size=-1), "kernel_size=-1: expected an odd number"),
     (dict(kind="lego", association_share=1.5), "association_share=1.5: expected 0 to 1"),
-    (dict(kind="lego", association="tritton"), "association=tritton: expected auto, dense, segment, triton"),
+    (dict(kind="lego", association="tritton"), "association=tritton: expected auto, dense, segment, or triton"),
 ])
 def test_bad_arguments_are_named(arguments, expected):
     with pytest.raises(ValueError, match=expected):
