@@ -255,7 +255,8 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
     drop = torch.randint(n, (size,), generator=generator, device=device) if dice.random() < config.drop_clause else None
     # each sentence branches with a probability of its own; the cube makes half of the sentences chains, or nearly
     branch = torch.rand(size, generator=generator, device=device, dtype=torch.float32) ** 3 if config.branch else 0.0
-    batch = lego.sample(task, size, n, generator, config.branch * branch, None, n_distractor, drop, arguments=config.carry != "none")
+    batch = lego.sample(task, size, n, generator, config.branch * branch, None, n_distractor, drop,
+                        arguments=config.carry != "none")
     n_labels = config.n_supervised if has_variables(config) else 0
     asked = torch.arange(batch.positions.size(1), device=device) % n < n_labels
     return lego.Batch(batch.tokens, *(x[:, asked] for x in batch[1:]))
