@@ -246,8 +246,9 @@ def parse(text, task) -> list[tuple[str, str, str]]:
         argument = symbols[-1] if symbols and symbols[-1] != variable else root
         right = write_clause(variable, meant[0] if meant else task.operations[0], argument)
         some = ", ".join(task.operations[:6]) + ", ..." * (len(task.operations) > 6)
+        names = f"{task.names[0]} to {task.names[:26][-1]}" + f" and v26 to {task.names[-1]}" * (len(task.names) > 26)
         raise ValueError(f"clause {clause!r}: expected variable=operation argument, such as '{right}', with variables "
-                         f"{task.names[0]} to {task.names[-1]}, the operations {some}, and the root {root}")
+                         f"{names}, the operations {some}, and the root {root}")
     return [match.groups() for match in matches]
 
 

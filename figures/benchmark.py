@@ -2,7 +2,7 @@
 A test that any model can take: fixed sentences along axes on which a model that has learned a shortcut falls apart.
 
     python -m figures.benchmark             the default of train.py, 3 seeds: a table, no picture; 3 minutes on 2 cores
-    python -m figures.benchmark FOLDER      a run of train.py, any dials
+    python -m figures.benchmark FOLDER      a run of train.py, any dials: a minute or two
 
     from figures import benchmark
     rows = benchmark.take(lambda ids: head(encoder(embedding(ids))))    # made of torch.nn.TransformerEncoder, say
@@ -14,9 +14,11 @@ a variable is read at its left-hand side. Train it on what you like, lego.sample
 test are a function of VERSION and the task: numbers of one version can be compared.
 """
 import hashlib
+import sys
 import zlib
 
 import torch
+from tqdm import tqdm
 
 import lego
 import train
@@ -74,10 +76,11 @@ def take(model, task_name="sign", loops=False, device="cpu", size=20) -> dict:
     number of loops, too, 20 more than the deepest variable needs. {axis: {test: [sentences, those right in every
     variable, accuracy of the worst variable]}}; in place of a list what the model says if it can't take a test.
     """
-    rows = {}
+    rows, bar = {}, tqdm(total=sum(map(len, TESTS.values())), desc="tests", leave=False, disable=not sys.stderr or None)
     for axis in TESTS:
         rows[axis] = {}
         for test in TESTS[axis]:
+            bar.update()
             batch, right = sentences(axis, test, task_name), []
             more = (int(batch.depths.max()) + 20,) if loops else ()
             try:
@@ -89,6 +92,7 @@ def take(model, task_name="sign", loops=False, device="cpu", size=20) -> dict:
                 rows[axis][test] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
             except (IndexError, RuntimeError, ValueError) as error:
                 rows[axis][test] = (str(error).splitlines() or [repr(error)])[0]
+    bar.close()
     return rows
 
 

@@ -133,8 +133,9 @@ def plot(history, path):
     c, last = history["config"], history["accuracy"][-1]
     if c["task"] not in ("words", "mimic"):
         labelled, others = last[: c["n_supervised"]], last[c["n_supervised"] :]
-        title = f"LEGO {c['task']}: the {len(labelled)} labelled variables end at {100 * min(labelled):.1f}% or better"
-        title += f", the {len(others)} unlabelled at {100 * min(others):.1f}%" if others else ""
+        at_least = lambda part: "100%" if min(part) == 1 else f"{100 * min(part):.1f}% or better"
+        title = f"LEGO {c['task']}: the {len(labelled)} labelled variables end at {at_least(labelled)}"
+        title += f", the {len(others)} unlabelled at {at_least(others)}" if others else ""
         figure, ((axes,),) = picture(title, caption=describe(history))
         draw_accuracy(axes, [history])
         axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
@@ -176,13 +177,14 @@ def answer(model, task, text, path=None, n_shown=40):
         n_right += right
         if len(truth) > n_shown and (right or not value):
             continue
-        line = f"{variable:>5}   model {said:>{width}}   probability {probabilities[-1, i].max():.4f}   "
+        line = f"{variable:>5}   "
         if value:
-            line += f"truth {value:>{width}}   "
+            line += f"model {said:>{width}}   probability {probabilities[-1, i].max():.4f}   truth {value:>{width}}   "
             line += f"sure from loop {settled[i]} on   " * (model.config.tied and settled[i] <= n_loops)
+            line += "wrong" * (not right)
         else:
             line += f"not determined: {lego.write_clause(*clauses[variable])}, and {clauses[variable][2]} is not known"
-        print((line + "wrong" * bool(value and not right)).rstrip())
+        print(line.rstrip())
     if len(truth) > n_shown:
         print(f"{n_right} of {len(known)} variables are right after {n_loops} loops"
               + f", {len(truth) - len(known)} more are not determined" * (len(truth) > len(known))

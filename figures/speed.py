@@ -259,6 +259,13 @@ def measure(device, rounds=15, seeds=SEEDS, save=lambda numbers: None):
     return numbers
 
 
+def headline(numbers):
+    """README's line."""
+    median = lambda key: statistics.median(run[key] for run in numbers["main"])
+    return (f"`python train.py` ends after {median('command'):.0f} s; all variables are right for good after "
+            f"{median('all'):.1f} s of training")
+
+
 def table(numbers):
     """The numbers as a table in Markdown: what, ours, what it is compared with, and their ratio."""
     per_second, steps, main = numbers["sentences_per_second"], numbers["steps"], numbers["main"]
