@@ -510,5 +510,6 @@ def test_readme_and_notebook_quote_the_numbers():
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
-    assert speed.table(runner.load("speed")) in notebook
+    taken = {name: run["rows"] for name, run in runner.load("benchmark")["runs"].items()}
+    assert speed.table(runner.load("speed")) in notebook and benchmark.table(taken) in notebook
     assert f"{learned['sign'][0]['n_parameters'] / 1000:.0f} thousand parameters" in readme.replace("\n", " ")
