@@ -35,7 +35,7 @@ COLORS = {"dense": show.BLUE, "SDPA, boolean mask": show.PINK, "FlexAttention": 
 
 def words(B, T, device):
     """Token ids (B, T) as frequent as the words of a text, by Zipf's law: groups from one token to a tenth of all."""
-    share = 1 / torch.arange(1, 8193, dtype=torch.float64, device=device)
+    share = 1 / torch.arange(1, 8193, dtype=torch.float32, device=device)
     generator = torch.Generator(device).manual_seed(T)
     return torch.multinomial(share, B * T, replacement=True, generator=generator).view(B, T)
 

@@ -63,10 +63,10 @@ def look(arguments):
     """What `python attention.py` does."""
     if arguments:
         raise ValueError(f"'{arguments[0]}': expected no argument")
+    benchmark(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     figure = draw({"sentence": "b=-a;c=+b;a=+1;"})
     lego.write(Path("out/masks.png"), lambda beside: figure.savefig(beside, dpi=120, format="png"))
     print("wrote out/masks.png")
-    benchmark(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 if __name__ == "__main__":

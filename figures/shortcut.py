@@ -106,10 +106,10 @@ def interfere(model, config, size=1000):
     answers, answers_beside = (show.predict(model, batch, n_loops) for batch in (whole, beside))
     right, counted = answers_beside == beside.values, count_operations(beside.tokens, task)
     return dict(
-        whole=(answers == whole.values).double().mean(0).tolist(),
-        beside=right.double().mean(0).tolist(),
-        beside_count=(answers_beside[:, -1] == counted).double().mean().item(),
-        beside_differ=right[counted != beside.values[:, -1], -1].double().mean().item())
+        whole=(answers == whole.values).float().mean(0).tolist(),
+        beside=right.float().mean(0).tolist(),
+        beside_count=(answers_beside[:, -1] == counted).float().mean().item(),
+        beside_differ=right[counted != beside.values[:, -1], -1].float().mean().item())
 
 
 def run(config):
