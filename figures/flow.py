@@ -90,7 +90,8 @@ def read_out(model, config, size=2000, ridge=1e-6):
     """
     task, generator = train.make_task(config), torch.Generator().manual_seed(2**31)
     halves = [lego.sample(task, size, config.n_clauses, generator) for _ in range(2)]  # to fit, to measure
-    states = [states_of(model, half) for half in halves]
+    device = train.pick_device(config.device)  # the fit stays on the CPU, which has float64
+    states = [states_of(model, lego.Batch(*(x.to(device) for x in half))).cpu() for half in halves]
     x, x_test = (F.pad(s.double(), (0, 1), value=1.0).transpose(1, 2) for s in states)  # (L, n, B, C + 1), a bias
     gram = x.mT @ x + ridge * size * torch.eye(x.size(-1))  # (L, n, C + 1, C + 1)
     accuracy = {}
