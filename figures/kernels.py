@@ -185,6 +185,15 @@ def find(numbers, name, T, what):
     return next((row[what] for row in numbers["rows"] if (row["implementation"], row["T"]) == (name, T)), None)
 
 
+def words(numbers):
+    """Lines of figures/README.md: dense, SDPA and segment; forward, both passes and plan in ms, the peak in MB."""
+    names = ("dense", "SDPA, boolean mask", "segment")
+    in_words = lambda x: f"{x:.1f}" if x < 10 else f"{x:.0f}"
+    return [f"{T:>6,}" + "".join("  " + "".join(f"{in_words(find(numbers, name, T, what)):>7}" for name in names)
+                                 for what in ("forward", "both", "plan", "peak"))
+            for T in (64, 128, 256, 4096, 16384)]
+
+
 def draw(numbers, T=4096):
     best = "triton" if find(numbers, "triton", T, "forward") else "segment"
     ratio = lambda what: find(numbers, "dense", T, what) / find(numbers, best, T, what)
