@@ -185,7 +185,7 @@ def find(numbers, name, T, what):
     return next((row[what] for row in numbers["rows"] if (row["implementation"], row["T"]) == (name, T)), None)
 
 
-def words(numbers):
+def table(numbers):
     """Lines of figures/README.md: dense, SDPA and segment; forward, both passes and plan in ms, the peak in MB."""
     names = ("dense", "SDPA, boolean mask", "segment")
     in_words = lambda x: f"{x:.1f}" if x < 10 else f"{x:.0f}"

@@ -506,7 +506,7 @@ def test_readme_and_notebook_quote_the_numbers():
     hubs = [extrapolation.hubs(runs, label) for label in ("default", "d3")]
     trained = runner.complete(runner.found("generalisation", generalisation.groups()))
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
-                 *kernels.words(runner.load("kernels")), *extrapolation.taken(runs), *learning.words(learned), *hubs):
+                 *kernels.table(runner.load("kernels")), *extrapolation.taken(runs), *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
