@@ -27,7 +27,7 @@ TINY = dict(n_clauses=4, n_supervised=2, n_layer=3, n_embd=16, batch_size=32, ma
 SHORT = dict(max_steps=6, eval_every=3, eval_size=4)
 VANILLA = dict(attention="vanilla", tied=False, n_layer=2)
 VARIED = dict(carry="none", branch=0.0, min_clauses=3, n_distractor=2, drop_clause=0.5)
-TWICE = dict(beliefs=dict(max_steps=14), varied=dict(VARIED, max_steps=10))  # what two processes train, too
+TWICE = dict(beliefs=dict(max_steps=14, muon_lr=0.0), varied=dict(VARIED, max_steps=10))  # two processes train it, too
 STILL = dict(lr=1e-30, muon_lr=0.0, weight_decay=0.0)  # the weights stay what they are
 
 
@@ -957,7 +957,8 @@ def test_two_processes_are_one(programs):
         alone = train.train(tiny(**dials))
         assert together["step"] == alone["step"] and together["flops"] == alone["flops"]
         for key in ("loss", "test_loss"):
-            assert together[key][1:] == pytest.approx(alone[key][1:], rel=1e-3)  # Muon rounds to bfloat16
+            rel = 1e-2 if train.Config(**together["config"]).muon_lr else 1e-4  # Muon rounds to bfloat16
+            assert together[key][1:] == pytest.approx(alone[key][1:], rel=rel)
 
 
 def test_main_job_on_a_bare_machine(programs):
