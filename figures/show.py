@@ -191,8 +191,9 @@ def answer(model, task, text, path=None, n_shown=40):
               + f"; the model is sure of all from loop {settled.max()} on" * bool(settled.max() <= n_loops))
     if path and model.config.tied:
         n_rows = min(n_loops, max(settled[: len(known)].tolist(), default=1) + 2)
-        draw_answer(probabilities[:n_rows].cpu(), [lego.write_clause(*clauses[variable]) for variable in truth], task,
-                    f"{n_right} of {len(known)} right", path)
+        labels = [lego.write_clause(*clauses[variable]) + "\nnot\ndetermined" * (not value)
+                  for variable, value in truth.items()]
+        draw_answer(probabilities[:n_rows].cpu(), labels, task, f"{n_right} of {len(known)} right", path)
 
 
 def draw_answer(probabilities, clauses, task, found, path):
