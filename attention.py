@@ -99,15 +99,11 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     end = torch.searchsorted(group_sorted, group_sorted, right=True) - 1  # ... and where it ends
     others = (torch.arange(T, device=tokens.device) if causal else end) - start
     in_text_order = lambda x: torch.empty_like(x).scatter_(1, sort_index, x)
-    weight = in_text_order((others > 0) / others.clamp(min=1).float())[..., None]
-    if padding_mask is not None:
-        weight = weight.masked_fill(padding_mask[..., None], 0)
-    plan = Plan(implementation, causal, padding_mask, weight, None, sort_index, group_sorted)
+    weight = blank(in_text_order((others > 0) / others.clamp(min=1).float())[..., None], padding_mask)
+    group = in_text_order(group_sorted).flatten()  # (B, T) -> (B T,)
     if implementation == "triton":
-        plan.sort_index, plan.group_sorted = sort_index.int(), group_sorted.int()
-    else:
-        plan.group = in_text_order(group_sorted).flatten()
-    return plan
+        sort_index, group_sorted = sort_index.int(), group_sorted.int()
+    return Plan(implementation, causal, padding_mask, weight, None, sort_index, group_sorted, group)
 
 
 def identical_tokens(tokens, padding_mask=None, causal=False):
