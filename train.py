@@ -119,7 +119,7 @@ class Config:
     def __post_init__(self):
         """Fills in the dials whose default depends on others."""
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
-        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # no carry
+        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # then no carry
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)

@@ -167,7 +167,8 @@ def draw_ablations(axes, runs):
         for row, test in enumerate(FEW):
             found = [percent(history, test) for history in runs[label]]
             axes.scatter(found, np.full(len(found), row + 0.18 * (i - 1.5)), s=24, alpha=0.7, linewidth=0,
-                         color=(show.BLUE, show.ORANGE, show.GREEN, show.PINK)[i], label=label if row == 0 else None)
+                         color=(show.BLUE, show.ORANGE, show.GREEN, show.PINK)[i],
+                         label=f"{label}, {len(found)} seeds" if row == 0 else None)
     axes.set_yticks(range(len(FEW)), FEW, fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

@@ -129,11 +129,12 @@ def draw(runs):
     n, half = c["n_clauses"], c["n_supervised"]
     ahead = {kind: [final(history, 2)[half] for history in runs[f"{kind}, half labelled"]] for kind in KINDS}
     figure, axes = show.picture(
-        f"The first variable without a label: untied vanilla layers {show.span(ahead['untied'])}%, tied ones "
+        f"The next variable after the labels: untied {show.span(ahead['untied'])}% right, tied, 2 loops more, "
         f"{show.span(ahead['tied'])}%", 1, 4, 17, 4.6,
-        f"a dot is a seed; shaded: labelled in training; vanilla: {n} clauses, {c['n_layer']} layers, width "
-        f"{c['n_embd']}, {c['max_steps']:,} steps, tied: 2 loops more at test; LEGO: the default, or 12 untied "
-        f"layers, {runs['untied, LEGO attention'][0]['config']['max_steps']} steps; "
+        f"a dot is a seed, {len(ahead['tied'])} of each kind, 3 where all are labelled or a part is missing; shaded: "
+        f"labelled in training; vanilla: {n} clauses, {c['n_layer']} layers, width {c['n_embd']}, "
+        f"{c['max_steps']:,} steps, tied: 2 loops more at test; LEGO: the default, or 12 untied layers, "
+        f"{runs['untied, LEGO attention'][0]['config']['max_steps']} steps; "
         f"{runs['tied, half labelled'][0]['hardware']} a run")
     everything, beyond, needed, lego_too = axes[0]
     draw_variables(everything, {kind: (runs[f"{kind}, all labelled"], 0, color) for kind, color in KINDS.items()}, n,
@@ -149,7 +150,7 @@ def draw(runs):
     show.dots(needed, rows)
     show.mark(needed, 50, vertical=True)
     needed.set(title="what tied layers need for it", xlabel=f"variable {half + 1}, test accuracy (%)",
-               ylabel="tied, without", xlim=(40, 101))
+               ylabel="training", xlim=(40, 101))
     draw_variables(lego_too, {kind: (runs[f"{kind}, LEGO attention"], 0, color) for kind, color in KINDS.items()}, 6,
                    "LEGO attention")
     lego_too.set(title="LEGO attention, half labelled")

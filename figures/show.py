@@ -94,9 +94,7 @@ def draw_accuracy(axes, histories):
         is_named = i % (1 + (n - 1) // 12) == 0 or i in (n_supervised, n - 1)  # a legend of 14 lines at most
         band(axes, steps, runs[:, :, i], color, f"{i + 1}{'' if labelled else ', unlabelled'}" if is_named else None,
              alpha=0.08, linewidth=2, linestyle="-" if labelled else "--")
-    axes.axhline(chance, color="gray", linestyle=":", label="chance")
-    axes.text(steps[-1], chance - 1, f"chance, {chance:.3g}% ", color="dimgray", ha="right", va="top",
-              bbox=dict(facecolor="white", alpha=0.8, linewidth=0, pad=1))
+    mark(axes, chance, f"chance, {chance:.3g}%")
     axes.set(xlabel=f"training steps, of {config['batch_size']} sentences each", ylabel="test accuracy (%)",
              xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))
 
