@@ -441,7 +441,8 @@ def command_line(main):
     code = 2
     try:
         with suppress(AttributeError):  # not a stream that can: there is none, or another program's
-            sys.stdout.reconfigure(errors="backslashreplace")  # not every console has every character
+            # not every console has every character; and a line that goes into a pipe is seen at once
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
         main(sys.argv[1:])
         return sys.stdout and sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
