@@ -430,4 +430,4 @@ def test_bert_has_the_states_of_the_transformers_library(tmp_path, kind):
     with torch.no_grad():
         theirs = reference(tokens, output_hidden_states=True).hidden_states[1:]
         for (ours, _), expected in zip(model.layers(tokens), theirs, strict=True):
-            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)  # the other GELU differs by more
