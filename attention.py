@@ -46,7 +46,7 @@ except ImportError:  # optional: without it `segment` serves
 # association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none; causal: j < i
 
 IMPLEMENTATIONS = ("dense", "segment", "triton")
-DENSE_UP_TO = 64  # tokens: where `auto` changes over, measured on two CPU cores; `python attention.py` measures yours
+DENSE_UP_TO = dict(cpu=64, cuda=512)  # tokens, where `auto` changes over: measured on two CPU cores and on an H200
 
 
 @dataclass
@@ -59,7 +59,8 @@ class Plan:
     weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 0 where there are none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the attention map
     sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of a sentence, sorted by token ...
-    group_sorted: torch.Tensor | None = None  # ... and (B, T), the number of the group of identical tokens of each
+    first: torch.Tensor | None = None  # ... and (B, T), the place of the first of its group of identical tokens
+    parts: torch.Tensor | None = None  # triton: (B, N, 4), the rows of each program: see `cut`
     group: torch.Tensor | None = None  # segment: (B T,), the group of each position, in text order
 
 
@@ -70,7 +71,7 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     dense      mask and matrix product; the reference, O(B T^2 C)
     segment    sort the ids, sum each group of identical tokens; O(B T C), causal O(B T log(T) C)
     triton     the same in two fused kernels, on a GPU; O(B T C)
-    auto       dense up to T = DENSE_UP_TO, above it triton where it runs, else segment
+    auto       dense up to T = DENSE_UP_TO of the device, above it triton where it runs, else segment
 
     Raises ValueError for another name, for triton where it does not run, and for a sentence of no tokens.
     """
@@ -78,7 +79,8 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     tokens, padding_mask = tokens.long(), padding_mask if padding_mask is None else padding_mask.expand(B, T)
     fused = triton is not None and (tokens.is_cuda or INTERPRETED)
     if implementation == "auto":
-        implementation = "dense" if T <= DENSE_UP_TO else "triton" if fused else "segment"
+        is_short = T <= DENSE_UP_TO.get(tokens.device.type, DENSE_UP_TO["cpu"])
+        implementation = "dense" if is_short else "triton" if fused else "segment"
     if implementation not in IMPLEMENTATIONS or implementation == "triton" and not fused:
         raise ValueError(f"association={implementation}: expected auto, dense, segment, or triton on a GPU")
     if T == 0:
@@ -94,16 +96,17 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
         padding = padding_mask.int()
         sort_index = sort_index.gather(1, padding.gather(1, sort_index).argsort(dim=1, stable=True))
         is_first = changes(tokens) | changes(padding)
-    group_sorted = is_first.cumsum(1) + T * torch.arange(B, device=tokens.device)[:, None]  # (B, T)
-    start = torch.searchsorted(group_sorted, group_sorted)  # (B, T): the place where the group of each begins
-    end = torch.searchsorted(group_sorted, group_sorted, right=True) - 1  # ... and where it ends
-    others = (torch.arange(T, device=tokens.device) if causal else end) - start
+    place = torch.arange(T, device=tokens.device)
+    first = torch.where(is_first, place, 0).cummax(1).values  # (B, T): the place of the first of its group
+    last = torch.searchsorted(first, first, right=True) - 1  # ... and of the last
+    others = (place if causal else last) - first
     in_text_order = lambda x: torch.empty_like(x).scatter_(1, sort_index, x)
     weight = blank(in_text_order((others > 0) / others.clamp(min=1).float())[..., None], padding_mask)
-    group = in_text_order(group_sorted).flatten()  # (B, T) -> (B T,)
     if implementation == "triton":
-        sort_index, group_sorted = sort_index.int(), group_sorted.int()
-    return Plan(implementation, causal, padding_mask, weight, None, sort_index, group_sorted, group)
+        parts = cut(first, last).int()
+        return Plan(implementation, causal, padding_mask, weight, None, sort_index.int(), first.int(), parts)
+    group = in_text_order(first + T * torch.arange(B, device=tokens.device)[:, None]).flatten()  # (B, T) -> (B T,)
+    return Plan(implementation, causal, padding_mask, weight, None, sort_index, first, group=group)
 
 
 def identical_tokens(tokens, padding_mask=None, causal=False):
@@ -147,11 +150,11 @@ def associate(v, plan):
     if plan.implementation == "dense":
         return plan.matrix.to(v.dtype) @ v
     if plan.implementation == "triton":
-        return associate_sorted(v, plan.sort_index, plan.group_sorted, plan.weight, -1 if plan.causal else 0)
+        return associate_sorted(v, plan.sort_index, plan.first, plan.parts, plan.weight, -1 if plan.causal else 0)
     x = v.to(torch.promote_types(v.dtype, torch.float32))  # (B, T, C): bfloat16 would lose terms
     if plan.causal:
         places = plan.sort_index[..., None].expand_as(x)
-        y = plan.weight * torch.empty_like(x).scatter(1, places, sum_earlier(x.gather(1, places), plan.group_sorted))
+        y = plan.weight * torch.empty_like(x).scatter(1, places, sum_earlier(x.gather(1, places), plan.first))
     else:
         y = SumOthers.apply(x.flatten(0, 1), plan.group, plan.weight.flatten(0, 1)).view(v.shape)
     return y.to(v.dtype)
@@ -169,7 +172,8 @@ class SumOthers(torch.autograd.Function):
     @staticmethod
     def forward(x, group, weight):
         sums = torch.zeros_like(x).index_add_(0, group, x)
-        return sums.index_select(0, group).sub_(x).mul_(weight)  # in place: new memory costs a CPU more than the sums
+        # sub_, since new memory costs a CPU more than the sums; not mul_: compiled by torch 2.11, the gradient is wrong
+        return sums.index_select(0, group).sub_(x) * weight
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -357,86 +361,109 @@ def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, **lego):
 # ----------------------------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows is association on a GPU, in Triton.
 #
-# With the positions sorted by token, the attention map is block diagonal. A program multiplies a tile of sorted rows by
-# its own small block; a group that spans tiles adds their partial sums. Each value is read once, and once more if its
-# group crosses the edge of a tile; each tile of a group of m tokens reads m / TILE partial sums. Nothing of size T x T
-# is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the forward
-# kernel applied to the gradient; causal, the backward pass sums those that come later.
+# With the positions sorted by token, the attention map is block diagonal. The rows are cut into parts of TILE at most, a
+# small group of identical tokens never. A program multiplies the rows of a part by their own small block; a group that
+# spans parts adds their partial sums. Each value is read once, and once more if its group spans parts. Nothing of size
+# T x T is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the
+# forward kernel applied to the gradient; causal, the backward pass sums those that come later.
 
-TILE, BLOCK = 64, 64  # sorted rows and channels of a program, at most; not tuned: no GPU has run them yet
+TILE, PART, BLOCK, WARPS = 64, 48, 64, 2  # rows of a part at most and on average, channels, warps: best on one H200
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on a CPU, for tests
+
+
+def cut(first, last):
+    """
+    The parts of the sorted rows, for the places (B, T) of the first and the last row of each row's group: (B, N, 4),
+    where a part begins and ends, and the earliest and the latest of the parts that share a group with it.
+    """
+    place = torch.arange(first.size(1), device=first.device)
+    next_group = torch.where(first == place, place, last + 1)[:, ::PART]  # the nearest beginning of a group
+    is_near = next_group - place[::PART] <= TILE - PART
+    begin = torch.where(is_near, next_group, place[::PART])  # (B, N)
+    end = F.pad(begin[:, 1:], (0, 1), value=len(place))
+    part_of = lambda place: torch.searchsorted(begin, place, right=True) - 1
+    earliest = part_of(first.gather(1, begin.clamp(max=len(place) - 1)))
+    return torch.stack((begin, end, earliest, part_of(last.gather(1, end - 1))), 2)
+
 
 if triton is not None:
 
     @triton.jit
-    def sum_edges(v, sort_index, group_sorted, sums, T, C, v_b, v_t, n_tiles, TILE: tl.constexpr, BLOCK: tl.constexpr):
-        """The partial sums (2, C) of each tile's first and last group where they cross into other tiles, else 0."""
-        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
-        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        group_sorted += b * T
-        group = tl.load(group_sorted + row, row < T, -1)
-        previous_group = tl.load(group_sorted + tile * TILE - 1, tile > 0, -1)
-        next_group = tl.load(group_sorted + tile * TILE + TILE, tile * TILE + TILE < T, -1)
-        in_first, in_last = (group == previous_group), (group == next_group)
-        wanted = (row < T) & (in_first | in_last)
-        at = tl.load(sort_index + b * T + row, wanted, 0).to(tl.int64)
-        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted[:, None] & (c < C)[None, :], 0)
-        x = x.to(sums.dtype.element_ty)
-        sums += (b * n_tiles + tile) * 2 * C + c
-        tl.store(sums, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
-        tl.store(sums + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
+    def load_part(parts, n_parts):
+        """This program's sentence and part, and what `cut` says of it."""
+        b, part = (tl.program_id(0) // n_parts).to(tl.int64), tl.program_id(0) % n_parts
+        parts += tl.program_id(0).to(tl.int64) * 4
+        return b, part, tl.load(parts), tl.load(parts + 1), tl.load(parts + 2), tl.load(parts + 3)
 
     @triton.jit
-    def sum_groups(v, sort_index, group_sorted, weight, sums, y, T, C, v_b, v_t, n_tiles,
-                   TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, SIDE: tl.constexpr):
-        """y for one tile of rows and one block of channels. SIDE: -1 sums what is earlier, 1 later, 0 both."""
-        tile, b = tl.program_id(0) % n_tiles, (tl.program_id(0) // n_tiles).to(tl.int64)
-        row, c = tile * TILE + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        group_sorted += b * T
-        group = tl.load(group_sorted + row, row < T, -1)
-        at = tl.load(sort_index + b * T + row, row < T, 0).to(tl.int64)
-        inside = (row < T)[:, None] & (c < C)[None, :]
-        x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(sums.dtype.element_ty)
-        side = row[None, :] - row[:, None]
-        same = (group[:, None] == group[None, :]) & ((side * SIDE > 0) if SIDE != 0 else (side != 0))  # (TILE, TILE)
-        total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=x.dtype)
-        first, last = tl.load(group_sorted + tile * TILE), tl.load(group_sorted + tl.minimum(tile * TILE + TILE, T) - 1)
-        before, behind = tl.zeros((BLOCK,), x.dtype), tl.zeros((BLOCK,), x.dtype)
-        for start in range(0, n_tiles, 16):  # the other tiles of the first and of the last group
-            other = start + tl.arange(0, 16)
-            its_last = tl.load(group_sorted + tl.minimum(other * TILE + TILE, T) - 1, other < tile, -1)
-            its_first = tl.load(group_sorted + other * TILE, (other > tile) & (other < n_tiles), -1)
-            edge = sums + (b * n_tiles + other)[:, None] * 2 * C + c[None, :]
-            before += tl.sum(tl.load(edge + C, (its_last == first)[:, None] & (c < C)[None, :], 0), 0)
-            behind += tl.sum(tl.load(edge, (its_first == last)[:, None] & (c < C)[None, :], 0), 0)
-        if SIDE <= 0:
-            total += tl.where((group == first)[:, None], before[None, :], 0)
-        if SIDE >= 0:
-            total += tl.where((group == last)[:, None], behind[None, :], 0)
-        total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
-        tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
+    def sum_edges(v, sort_index, first, parts, sums, T, C, v_b, v_t, n_parts, TILE: tl.constexpr, BLOCK: tl.constexpr):
+        """The sums (2, C) of a part's first and last group, if one of them spans parts."""
+        b, part, begin, end, earliest, latest = load_part(parts, n_parts)
+        if (begin < end) & (earliest < latest):
+            row, c = begin + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            group = tl.load(first + b * T + row, row < end, -1)
+            in_first = group == tl.load(first + b * T + begin)
+            in_last = group == tl.load(first + b * T + end - 1)
+            at = tl.load(sort_index + b * T + row, row < end, 0).to(tl.int64)
+            wanted = (in_first | in_last)[:, None] & (c < C)[None, :]
+            x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted, 0).to(sums.dtype.element_ty)
+            edge = sums + (b * n_parts + part) * 2 * C + c
+            tl.store(edge, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
+            tl.store(edge + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
+
+    @triton.jit
+    def sum_groups(v, sort_index, first, parts, weight, sums, y, product, T, C, v_b, v_t, n_parts,
+                   TILE: tl.constexpr, BLOCK: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr):
+        """y for one part of the rows and one block of channels. SIDE: -1 sums what is earlier, 1 later, 0 both."""
+        b, part, begin, end, earliest, latest = load_part(parts, n_parts)
+        if begin < end:
+            row, c = begin + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            group = tl.load(first + b * T + row, row < end, -1)
+            at = tl.load(sort_index + b * T + row, row < end, 0).to(tl.int64)
+            inside = (row < end)[:, None] & (c < C)[None, :]
+            x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0).to(product.dtype.element_ty)
+            side = row[None, :] - row[:, None]  # (TILE, TILE)
+            same = (group[:, None] == group[None, :]) & ((side * SIDE > 0) if SIDE != 0 else (side != 0))
+            total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION, out_dtype=sums.dtype.element_ty)
+            if earliest < latest:
+                edges = sums + b * n_parts * 2 * C + c[None, :]
+                before, after = tl.zeros((BLOCK,), total.dtype), tl.zeros((BLOCK,), total.dtype)
+                for start in range(earliest, part, 16):  # what earlier parts hold of the first group
+                    other = start + tl.arange(0, 16)[:, None]
+                    before += tl.sum(tl.load(edges + other * 2 * C + C, (other < part) & (c < C)[None, :], 0), 0)
+                for start in range(part + 1, latest + 1, 16):  # what later parts hold of the last group
+                    other = start + tl.arange(0, 16)[:, None]
+                    after += tl.sum(tl.load(edges + other * 2 * C, (other <= latest) & (c < C)[None, :], 0), 0)
+                if SIDE <= 0:
+                    total += tl.where((group == tl.load(first + b * T + begin))[:, None], before[None, :], 0)
+                if SIDE >= 0:
+                    total += tl.where((group == tl.load(first + b * T + end - 1))[:, None], after[None, :], 0)
+            total *= tl.load(weight + b * T + at, row < end, 0)[:, None]
+            tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
 
 
 @torch.library.custom_op("lego::associate_sorted", mutates_args=())  # opaque to torch.compile
-def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, group_sorted: torch.Tensor,
+def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, first: torch.Tensor, parts: torch.Tensor,
                      weight: torch.Tensor, side: int) -> torch.Tensor:
     """The association of v (B, T, C) by a plan for triton; side as in `sum_groups`."""
     B, T, C = v.shape
     v = v if v.stride(2) == 1 else v.contiguous()
     y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
-    n_tiles, block = triton.cdiv(T, TILE), min(BLOCK, max(16, triton.next_power_of_2(C)))
-    sums = torch.empty(B, n_tiles, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
-    grid, sizes = (B * n_tiles, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_tiles, TILE, block)
+    n_parts, block = parts.size(1), min(BLOCK, max(16, triton.next_power_of_2(C)))
+    sums = torch.empty(B, n_parts, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
+    product = sums if INTERPRETED else v  # the type to multiply in: the interpreter does not know bfloat16
+    precision = "tf32x3" if product.dtype == torch.float32 else "ieee"  # as exact, and a GPU has units for it
+    grid, sizes = (B * n_parts, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_parts, TILE, block)
     if v.numel():
         with torch.cuda.device_of(v):
-            sum_edges[grid](v, sort_index, group_sorted, sums, *sizes)
-            precision = "ieee" if v.dtype.itemsize > 2 else "tf32"  # exact for half-precision inputs
-            sum_groups[grid](v, sort_index, group_sorted, weight, sums, y, *sizes, precision, side)
+            sum_edges[grid](v, sort_index, first, parts, sums, *sizes, num_warps=WARPS)
+            sum_groups[grid](v, sort_index, first, parts, weight, sums, y, product, *sizes, side, precision,
+                             num_warps=WARPS)
     return y
 
 
 @associate_sorted.register_fake
-def _(v, sort_index, group_sorted, weight, side):
+def _(v, sort_index, first, parts, weight, side):
     return torch.empty(v.shape, dtype=v.dtype, device=v.device)
 
 
@@ -446,10 +473,10 @@ def keep_plan(ctx, inputs, output):
 
 
 def associate_gradient(ctx, grad):
-    sort_index, group_sorted, weight = ctx.saved_tensors
+    sort_index, first, parts, weight = ctx.saved_tensors
     if ctx.side:  # the weights are those of the rows that the sums went to
         grad, weight = (grad * weight).to(grad.dtype), torch.ones_like(weight)
-    return associate_sorted(grad, sort_index, group_sorted, weight, -ctx.side), None, None, None, None
+    return associate_sorted(grad, sort_index, first, parts, weight, -ctx.side), *[None] * 5
 
 
 associate_sorted.register_autograd(associate_gradient, setup_context=keep_plan)

@@ -1,7 +1,7 @@
 """
 All that only a GPU can tell, in one command, in the order of worth; figures/gpu.json gets each result as it comes.
 
-    python -m figures.gpu                       every stage, meant for 9 minutes of a data-centre GPU
+    python -m figures.gpu                       every stage, 10 minutes of a data-centre GPU
     python -m figures.gpu association step      these stages, anew
 
 tests           the suite's tests that need CUDA: the Triton kernels on the device against `dense`, in all dtypes
@@ -11,9 +11,8 @@ step            a training step of BERT-base, compiled, against torch.nn.Transfo
 generation      drawing the sentences of a step, as a share of that step
 generalisation  12 vanilla layers, 6 of 12 variables labelled, untied and tied, as many steps as fit
 
-No GPU has run this yet.
+It has run on one NVIDIA H200, but for generalisation, BertModel and FlexAttention, which did not fit into its time.
 """
-import itertools
 import re
 import subprocess
 import sys
@@ -29,20 +28,22 @@ import train
 from figures import generalisation, kernels, runner, show, speed
 
 NAME = "gpu"
-SECONDS = dict(tests=100, job=110, association=130, step=120, generation=20, generalisation=60)  # of each stage
+SECONDS = dict(tests=100, job=110, association=200, step=120, generation=20, generalisation=60)  # of each stage
 FULL = dict(
     tests=["-k", "cuda or triton or auto", "tests/test_attention.py"],
     runs=[("as it is", 0), ("as it is", 1), ("as it is", 2), ("compiled", 0), ("bfloat16", 0)], dials=[],
-    tiles=(32, 64, 128), blocks=(32, 64, 128), lengths=kernels.LENGTHS, flex=(1024, 4096), tokens=kernels.SIZES["cuda"],
+    tiles=[(32, 64, 2), (32, 128, 2), (32, 128, 4), (64, 64, 2), (64, 64, 4), (64, 64, 8), (64, 128, 4), (64, 128, 8),
+           (64, 256, 8)],
+    lengths=kernels.LENGTHS, flex=(4096,), tokens=kernels.SIZES["cuda"],
     step=speed.SHAPES["cuda"], matrix=8192, rounds=15, generation=dict(batch_size=1000),
     scale="gpu", generalisation=dict())
 TINY = dict(  # the same path on a CPU, for the tests
     tests=["-k", "by_hand", "tests/test_attention.py"],
     runs=[("bfloat16", 0)], dials=["--max_steps=2", "--n_embd=8", "--eval_size=4"],
-    tiles=(16,), blocks=(16,), lengths=[64], flex=(), tokens=(128, 16, torch.float32),
+    tiles=[(16, 16, 4)], lengths=[64], flex=(), tokens=(128, 16, torch.float32),
     step=dict(n_layer=1, n_embd=16, n_head=2, T=8, B=2, vocab_size=64), matrix=16, rounds=1, generation=dict(n_embd=8),
     scale="laptop", generalisation=dict(max_steps=2, n_embd=8, batch_size=4, eval_size=4, eval_every=1))
-MODELS = ("ours, vanilla", "ours, LEGO chained", "torch.nn.TransformerEncoder", "transformers.BertModel")
+MODELS = ("ours, vanilla", "torch.nn.TransformerEncoder", "ours, LEGO chained", "transformers.BertModel")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -63,22 +64,28 @@ def job(device, size, end, save):
     speed.job(size["runs"], device, size["dials"], save)
 
 
+def use(tile, block, warps):
+    """Sets the sizes of the kernels of association."""
+    attention.TILE, attention.PART, attention.BLOCK, attention.WARPS = tile, 3 * tile // 4, block, warps
+
+
 def association(device, size, end, save):
-    """The milliseconds of the kernel for each tile and block of channels; then the numbers of figures/kernels.py."""
+    """The milliseconds of the kernels for several sizes; then the numbers of figures/kernels.py."""
     n_tokens, C, dtype = size["tokens"]
     rows, T = [], max(length for length in size["lengths"] if length <= 4096)
     tokens, v = kernels.words(n_tokens // T, T, device), torch.randn(n_tokens // T, T, C, dtype=dtype, device=device)
     expected = attention.associate(v, attention.make_plan(tokens, implementation="segment"))
     if attention.triton is not None and (device.type == "cuda" or attention.INTERPRETED):
-        plan = attention.make_plan(tokens, implementation="triton")
-        for attention.TILE, attention.BLOCK in itertools.product(size["tiles"], size["blocks"]):
+        for tile, block, warps in size["tiles"]:
+            use(tile, block, warps)
+            plan = attention.make_plan(tokens, implementation="triton")
             with suppress(Exception):  # more than this GPU has room for
                 torch.testing.assert_close(attention.associate(v, plan), expected, atol=2e-2, rtol=2e-2)
-                rows.append(dict(tile=attention.TILE, block=attention.BLOCK, T=T,
+                rows.append(dict(tile=tile, block=block, warps=warps, T=T,
                                  ms=kernels.median_ms(lambda: attention.associate(v, plan), device)))
                 save(dict(tiles=rows))
         best = min(rows, key=lambda row: row["ms"])
-        attention.TILE, attention.BLOCK = best["tile"], best["block"]
+        use(best["tile"], best["block"], best["warps"])
     kernels.measure(device, size["lengths"], size["tokens"], lambda numbers: save(dict(tiles=rows) | numbers),
                     size["flex"])
 
@@ -92,9 +99,7 @@ def step(device, size, end, save):
     for name, model in ((name, models[name]) for name in MODELS if name in models):
         if name.startswith("ours"):
             found["flops"][name] = train.count_flops(lambda: speed.forward(model.to(device), size["step"], device))
-        if device.type == "cuda":
-            model.compile()
-        run = speed.step_of(model, size["step"], device, dtype)
+        run = speed.step_of(model, size["step"], device, dtype, compiled=device.type == "cuda")
         found["ms"][name] = 1e3 * speed.medians({"step": run}, device, size["rounds"])["step"]
         save(found)
 
@@ -150,22 +155,27 @@ def words(numbers):
     if numbers.get("tests"):
         lines.append(", ".join(f"{n} tests {what}" for what, n in numbers["tests"].items() if what != "says"))
     for row in numbers.get("job", []):
-        until = f"failed: {row['lacks']}" if "lacks" in row else f"training until all stay at 99.9%: {row['all']} s"
-        lines.append(f"python train.py, {row['variant']}, seed {row['seed']}: {row['command']:.1f} s, {until}")
+        if "lacks" in row:
+            says = f"failed: {row['lacks']}"
+        else:
+            says = f"{row['command']:.1f} s, of them {row['training']:.1f} s of training; all variables at 99.9% " + (
+                f"for good after {row['all']:.1f} s" if row["all"] else "never")
+        lines.append(f"python train.py, {row['variant']}, seed {row['seed']}: {says}")
     found = numbers.get("association") or {}
     if found.get("tiles"):
         best = min(found["tiles"], key=lambda row: row["ms"])
-        lines.append(f"association, T = {best['T']}: best with TILE = {best['tile']}, BLOCK = {best['block']}")
+        lines.append(f"association, T = {best['T']}: best with TILE = {best['tile']}, BLOCK = {best['block']}, "
+                     f"WARPS = {best['warps']}")
     for T in sorted({row["T"] for row in found.get("rows", [])}):
-        ms = {row["implementation"]: row["both"] for row in found["rows"] if row["T"] == T and row["both"]}
-        lines.append(f"association, both passes, T = {T}: "
-                     + ", ".join(f"{name} {time:.3g} ms" for name, time in sorted(ms.items(), key=lambda x: x[1])))
+        ms = {row["implementation"]: row for row in found["rows"] if row["T"] == T and row["both"]}
+        lines.append(f"association, T = {T:,}, ms (forward, both passes): " + ", ".join(
+            f"{name} {row['forward']:.2f} {row['both']:.2f}" for name, row in ms.items()))
+        if "triton" in ms:
+            share = found["copy_ms"] / ms["triton"]["forward"]
+            lines[-1] += f"; triton forward at {100 * share:.0f}% of a copy's bandwidth (goal: 70%)"
         if "triton" in ms and "FlexAttention" in ms:
-            ratio = ms["FlexAttention"] / ms["triton"]
-            lines[-1] += f"; FlexAttention takes {ratio:.1f} times as long as triton (goal at T = 4096: 5)"
-        forward = kernels.find(found, "triton", T, "forward")
-        if forward:
-            lines[-1] += f"; triton at {100 * found['copy_ms'] / forward:.0f}% of a copy's bandwidth (goal: 70%)"
+            ratio = ms["FlexAttention"]["both"] / ms["triton"]["both"]
+            lines[-1] += f"; FlexAttention takes {ratio:.1f} times as long, both passes (goal: 5)"
     if numbers.get("step"):
         found = numbers["step"]
         for name, ms in found["ms"].items():

@@ -125,7 +125,7 @@ def keep_memory(size=2**25):
 def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex=LENGTHS):
     """
     The numbers of the figure, one row for each implementation and T; what it does not have there is None. `save` is
-    called with what there is after each T. FlexAttention, which compiles for minutes, is measured at the T in `flex`.
+    called with what there is after each row. FlexAttention, which compiles for minutes, is measured at the T in `flex`.
     """
     n_tokens, C, dtype = sizes or SIZES["cuda" if device.type == "cuda" else "cpu"]
     if sys.platform == "linux":
@@ -158,7 +158,7 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex
                 row["peak_both"] = peak_mb(lambda: torch.autograd.grad(run(make(), x), x, v), device)
             except Exception as error:  # too little memory, a backend that lacks something: the others go on
                 row["lacks"] = (str(error) or repr(error)).split("\n")[0]
-        save(numbers)
+            save(numbers)
     numbers["manipulation"] = [measure_manipulation(device, n_tokens, C, dtype, T) for T in (128, 4096) if T in lengths]
     numbers["seconds"] = time.perf_counter() - start
     save(numbers)

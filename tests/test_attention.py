@@ -193,12 +193,13 @@ def test_association_in_bfloat16_does_not_lose_terms(implementation):
     torch.testing.assert_close(y, v, atol=0.01, rtol=0)
 
 
-def test_auto_takes_the_implementation_it_documents():
-    assert make_plan(torch.zeros(1, attention.DENSE_UP_TO, dtype=torch.int64)).implementation == "dense"
-    longer = torch.zeros(1, attention.DENSE_UP_TO + 1, dtype=torch.int64)
-    assert make_plan(longer).implementation == ("triton" if INTERPRETED else "segment")
-    if torch.cuda.is_available():
-        assert make_plan(longer.cuda()).implementation == ("triton" if FUSED else "segment")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"))])
+def test_auto_takes_the_implementation_it_documents(device):
+    longest = torch.zeros(1, attention.DENSE_UP_TO[device], dtype=torch.int64, device=device)
+    assert make_plan(longest).implementation == "dense"
+    fused = INTERPRETED or (FUSED and device == "cuda")
+    assert make_plan(torch.cat((longest, longest), 1)).implementation == ("triton" if fused else "segment")
 
 
 def test_triton_in_its_interpreter():
@@ -222,9 +223,9 @@ def test_triton_compiles_for_a_gpu_that_is_not_there(dtype, total):
         pytest.skip("there is nothing to compile")
     from triton.backends.compiler import GPUTarget
 
-    kinds = dict(v=f"*{dtype}", y=f"*{dtype}", sort_index="*i32", group_sorted="*i32", weight="*fp32",
-                 sums=f"*{total}", T="i32", C="i32", v_b="i32", v_t="i32", n_tiles="i32")
-    sizes = dict(TILE=attention.TILE, BLOCK=64, PRECISION="tf32" if dtype == "bf16" else "ieee")
+    kinds = dict(v=f"*{dtype}", product=f"*{dtype}", y=f"*{dtype}", sums=f"*{total}", weight="*fp32",
+                 sort_index="*i32", first="*i32", parts="*i32", T="i32", C="i32", v_b="i32", v_t="i32", n_parts="i32")
+    sizes = dict(TILE=attention.TILE, BLOCK=64, PRECISION="tf32x3" if dtype == "fp32" else "ieee")
     for kernel, side in ((attention.sum_edges, 0), *((attention.sum_groups, side) for side in (-1, 0, 1))):
         sizes["SIDE"] = side
         signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
@@ -311,8 +312,9 @@ def test_dropout_is_of_the_attention_map_and_right_on_average(need_weights):
 @pytest.mark.parametrize("chained", [True, False])
 def test_lego_is_its_pathways_joined(chained, implementation):
     """Chained: what association brought passes the convolution. Parallel: each pathway has channels of its own."""
-    module = LegoAttention(8, 5, 0.25, chained, association=implementation).double()
-    x, (tokens, padding_mask) = torch.randn(2, 13, 8, dtype=torch.float64), example(2, 13)
+    device = device_of(implementation)
+    module = LegoAttention(8, 5, 0.25, chained, association=implementation).double().to(device)
+    x, tokens, padding_mask = (x.to(device) for x in (torch.randn(2, 13, 8).double(), *example(2, 13)))
     v = module.value(x)
     far, near = association_by_loops(v[..., :2], tokens, padding_mask), v[..., 2:]
     if chained:
@@ -434,7 +436,7 @@ def test_torch_func_and_jit_take_the_module(causal, T):
     for name, p in module.named_parameters():
         torch.testing.assert_close(each[name].sum(0), p.grad, atol=1e-4, rtol=1e-4)
     y = module(x, tokens)
-    if causal or T <= attention.DENSE_UP_TO:
+    if causal or T <= attention.DENSE_UP_TO["cpu"]:
         _, tangent = torch.func.jvp(lambda x: module(x, tokens), (x,), (x,))
         torch.testing.assert_close(tangent, y - module(0 * x, tokens))  # linear but for its biases
     torch.testing.assert_close(torch.jit.trace(module.eval(), (x, tokens))(x, tokens), y)

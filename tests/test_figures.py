@@ -426,7 +426,7 @@ def test_gpu_command_runs_whole_at_a_tiny_size(monkeypatch, run):
         gpu.measure(name, torch.device("cpu"), gpu.TINY, lambda new: found.append(json.dumps(new)))
         saved |= json.loads(found[-1])
     text = "\n".join(gpu.words(saved))
-    for part in ("2 tests passed, 3 tests failed, 0 tests skipped", "train.py, bfloat16, seed 0", "T = 64: dense",
+    for part in ("2 tests passed, 3 tests failed, 0 tests skipped", "train.py, bfloat16, seed 0", "T = 64, ms",
                  "step, ours, vanilla", "% of a step", "6 untied layers, 2 steps", "6 tied layers, 2 steps"):
         assert part in text, text
     assert "failed:" not in text
@@ -506,7 +506,8 @@ def test_readme_and_notebook_quote_the_numbers():
     hubs = [extrapolation.hubs(runs, label) for label in ("default", "d3")]
     trained = runner.complete(runner.found("generalisation", generalisation.groups()))
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
-                 *kernels.table(runner.load("kernels")), *extrapolation.taken(runs), *learning.words(learned), *hubs):
+                 *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")), *extrapolation.taken(runs),
+                 *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
