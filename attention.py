@@ -239,15 +239,19 @@ class Manipulation(nn.Module):
 class VanillaAttention(nn.Module):
     """
     Multi-head softmax attention: n_head heads share n_channels (C if None). In training each entry of the attention
-    map is dropped with probability `dropout`, as in BERT. The attention map has H = n_head.
+    map is dropped with probability `dropout`, as in BERT; `rope`: with rotary positions. The attention map has
+    H = n_head.
     """
 
-    def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0, causal=False):
+    def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0, causal=False, rope=False):
         super().__init__()
         n_channels = n_channels or n_embd
         if n_head < 1 or n_channels % n_head:
             raise ValueError(f"n_head={n_head}: expected a divisor of the {n_channels} channels")
+        if rope and n_channels // n_head % 2:
+            raise ValueError(f"n_head={n_head}: expected heads of an even number of channels, rope takes them in pairs")
         self.n_head = n_head
+        self.rope = rope
         self.dropout = dropout
         self.causal = causal
         self.query = nn.Linear(n_embd, n_channels)
@@ -260,6 +264,7 @@ class VanillaAttention(nn.Module):
         x = blank(x, padding_mask)
         split = lambda y: y.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, C/H)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        q, k = (rotate(q), rotate(k)) if self.rope else (q, k)
         mask = None if padding_mask is None else ~padding_mask[:, None, None, :]  # (B, 1, 1, T), True: may be seen
         if self.causal:
             earlier = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
@@ -275,6 +280,19 @@ class VanillaAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         y = self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, C/H) -> (B, T, C)
         return (y, weights) if need_weights else y
+
+
+def rotate(x):
+    """
+    Rotary positions (arXiv 2104.09864): turns pairs of the channels of x (B, H, T, D), D even, by angles that grow with
+    the position, so that the product of a query and a key depends on how far apart they are.
+    """
+    T, D = x.shape[-2:]
+    frequency = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D / 2,)
+    angle = torch.arange(T, device=x.device)[:, None] * frequency  # (T, D / 2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)  # (B, H, T, D / 2) each
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
 class LegoAttention(nn.Module):
@@ -332,11 +350,11 @@ class HybridAttention(nn.Module):
     and they add up. The attention map has the vanilla heads first, then LEGO's two. Takes LegoAttention's arguments.
     """
 
-    def __init__(self, n_embd, n_head, dropout=0.0, causal=False, **lego):
+    def __init__(self, n_embd, n_head, dropout=0.0, causal=False, rope=False, **lego):
         super().__init__()
         if n_head < 2 or n_head % 2 or n_embd % n_head:
             raise ValueError(f"n_head={n_head}: expected an even divisor of n_embd={n_embd}")
-        self.vanilla = VanillaAttention(n_embd, n_head // 2, n_embd // 2, dropout, causal)
+        self.vanilla = VanillaAttention(n_embd, n_head // 2, n_embd // 2, dropout, causal, rope)
         self.lego = LegoAttention(n_embd, n_channels=n_embd // 2, causal=causal, **lego)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
@@ -347,24 +365,24 @@ class HybridAttention(nn.Module):
         return parts[0] + parts[1]
 
 
-def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, **lego):
+def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, rope=False, **lego):
     """The module of that kind. Raises ValueError for another name, and for sizes out of range."""
     if kind == "vanilla":
-        return VanillaAttention(n_embd, n_head, dropout=dropout, causal=causal)
+        return VanillaAttention(n_embd, n_head, None, dropout, causal, rope)
     elif kind == "lego":
         return LegoAttention(n_embd, causal=causal, **lego)
     elif kind == "hybrid":
-        return HybridAttention(n_embd, n_head, dropout, causal, **lego)
+        return HybridAttention(n_embd, n_head, dropout, causal, rope, **lego)
     raise ValueError(f"attention={kind}: expected vanilla, lego or hybrid")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows is association on a GPU, in Triton.
 #
-# With the positions sorted by token, the attention map is block diagonal. The rows are cut into parts of TILE at most, a
-# small group of identical tokens never. A program multiplies the rows of a part by their own small block; a group that
-# spans parts adds their partial sums. Each value is read once, and once more if its group spans parts. Nothing of size
-# T x T is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the
+# With the positions sorted by token, the attention map is block diagonal. The rows are cut into parts of at most TILE,
+# a small group of identical tokens never. A program multiplies the rows of a part by their own small block; a group
+# that spans parts adds their partial sums. Each value is read once, and once more if its group spans parts. Nothing of
+# size T x T is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the
 # forward kernel applied to the gradient; causal, the backward pass sums those that come later.
 
 TILE, PART, BLOCK, WARPS = 64, 48, 64, 2  # rows of a part at most and on average, channels, warps: best on one H200

@@ -52,7 +52,8 @@ class Block(nn.Module):
         self.norm_first = config.norm_first
         self.norm1 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.dropout,
-                                   association_share=config.association_share, chained=config.chained)
+                                   rope=config.positions == "rope", association_share=config.association_share,
+                                   chained=config.chained)
         self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -80,6 +81,8 @@ class Transformer(nn.Module):
     model can't take.
     """
 
+    links_per_loop = 1  # how many links of a chain a loop can follow: tells when a label is due
+
     def __init__(self, config, vocab_size, n_out, block_size):
         super().__init__()
         self.config = config
@@ -101,25 +104,30 @@ class Transformer(nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.zeros_(module.bias)
 
+    def embed(self, tokens):
+        """What the first layer reads of the tokens (B, T): their embeddings (B, T, C), with positions if learned."""
+        # all ids from the last row on share that row: a model with vocab_size = first name + 1 has one embedding for
+        # all variables, only association tells them apart, and it reads names that it has never seen
+        x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, E)
+        if self.position_embedding is not None:
+            T = tokens.size(1)
+            if T > self.position_embedding.num_embeddings:
+                raise ValueError(f"a sentence of {T} tokens: expected at most the "
+                                 f"{self.position_embedding.num_embeddings} learned positions")
+            x = x + self.position_embedding.weight[:T]
+        return self.widen(self.norm_embedding(x))  # (B, T, E) -> (B, T, C)
+
     def layers(self, tokens, n_loops=None, carried=None, padding_mask=None, need_weights=False):
         """
         Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None.
 
         carried: what the loop before the first handed on, as `hand_on` returns it; None: nothing is known yet.
         """
-        config, T = self.config, tokens.size(1)
+        config = self.config
         n_loops = config.n_layer if n_loops is None else n_loops
         if n_loops < 1 or (n_loops != config.n_layer and not config.tied):
             raise ValueError(f"n_loops={n_loops}: expected at least 1, and {config.n_layer} for an untied model")
-        # all ids from the last row on share that row: a model with vocab_size = first name + 1 has one embedding for
-        # all variables, only association tells them apart, and it reads names that it has never seen
-        x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, E)
-        if self.position_embedding is not None:
-            if T > self.position_embedding.num_embeddings:
-                raise ValueError(f"a sentence of {T} tokens: expected at most the "
-                                 f"{self.position_embedding.num_embeddings} learned positions")
-            x = x + self.position_embedding.weight[:T]
-        embedded = self.widen(self.norm_embedding(x))  # (B, T, E) -> (B, T, C)
+        embedded = self.embed(tokens)
         x = self.dropout(embedded)
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask)
         if config.carry != "none" and carried is None:
@@ -225,15 +233,16 @@ def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
     carried   what the loop before has handed on to each sentence, None if there was none for any
     loop      (B,) which loop of each sentence this is, from 1; a first loop is handed nothing
 
-    A label is due when so many loops can have reached it: one loop follows one link, so a variable of depth d is due
-    after d loops. Before, the model should say that it knows nothing: its prediction is pulled, with unknown_weight, to
-    equal probabilities. Unasked, it would say anything with certainty, and outvote the one mention that knows.
+    A label is due when so many loops can have reached it: one loop follows one link (`links_per_loop`), so a variable
+    of depth d is due after d loops. Before, the model should say that it knows nothing: its prediction is pulled, with
+    unknown_weight, to equal probabilities. Unasked, it would say anything with certainty, and outvote the one mention
+    that knows.
     """
     nothing = model.nothing_known(batch.tokens)
     carried = nothing if carried is None else torch.where((loop == 1)[:, None, None], nothing, carried)
     (x, _), = model.layers(batch.tokens, 1, carried)
     log_p = logits_at(model, x, batch.positions).float().log_softmax(-1)  # (B, n, n_out)
-    due = batch.depths <= loop[:, None]  # (B, n)
+    due = batch.depths <= model.links_per_loop * loop[:, None]  # (B, n)
     of_value = -log_p.gather(-1, batch.values[..., None])[..., 0]  # (B, n): cross-entropy of the value
     of_nothing = -log_p.mean(-1) - math.log(log_p.size(-1))  # (B, n): KL(equal probabilities || prediction)
     loss = torch.where(due, of_value, unknown_weight * of_nothing).sum()

@@ -88,7 +88,7 @@ class Config:
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # BERT: 1e-12
     init_std: float = 0.1  # of all weights; BERT: 0.02
-    positions: str = ""  # learned (BERT), or none: then sentences of any length will do; "": learned for vanilla
+    positions: str = ""  # learned (BERT); rope or none: then sentences of any length will do; "": learned for vanilla
     n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
     association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it
@@ -135,7 +135,7 @@ RULES = """
     1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
     0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1
     1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  n_tokens >= 1
-    0 <= association_share <= 1;  positions in ("learned", "none")
+    0 <= association_share <= 1;  positions in ("learned", "rope", "none")
     carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf
     1 <= batch_size <= 2**20;  batch_size % n_processes == 0;  max_steps >= 1;  0 <= stop_at <= 1
@@ -295,13 +295,13 @@ def shares_names(config) -> bool:
     return config.attention != "vanilla" and config.task != "words"
 
 
-def make_model(config, weights=None) -> Transformer:
+def make_model(config, weights=None, kind=Transformer) -> Transformer:
     """The Transformer of the dials in evaluation mode, with given weights, pretrained ones, or random ones."""
     torch.manual_seed(seed_of(config, "weights"))
     task = make_task(config)
     T = config.n_tokens if config.task == "words" else lego.TOKENS_PER_CLAUSE * config.n_clauses
     vocab_size = task.first_name + 1 if shares_names(config) else len(task.vocab)  # the names come last
-    model = Transformer(config, vocab_size, len(task.values), T).eval()
+    model = kind(config, vocab_size, len(task.values), T).eval()
     if weights is not None:
         with one_line("checkpoint.pt: expected weights of the shape that its dials describe"):
             model.load_state_dict(weights)

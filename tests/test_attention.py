@@ -11,7 +11,7 @@ import torch.nn as nn
 
 import attention
 from attention import (HybridAttention, LegoAttention, Manipulation, VanillaAttention, associate, make_attention,
-                       make_plan)
+                       make_plan, rotate)
 
 INTERPRETED = attention.triton is not None and attention.INTERPRETED
 FUSED = INTERPRETED or (attention.triton is not None and torch.cuda.is_available())
@@ -21,6 +21,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 7), (2, 61, 9), (1, 131, 3)]  # B, T, C
 KINDS = {
     "vanilla": dict(kind="vanilla"),
+    "vanilla, rope": dict(kind="vanilla", rope=True),
     "chained": dict(kind="lego"),
     "parallel": dict(kind="lego", chained=False),
     "association alone": dict(kind="lego", chained=False, association_share=1.0),
@@ -324,6 +325,18 @@ def test_lego_is_its_pathways_joined(chained, implementation):
     torch.testing.assert_close(module(x, tokens, padding_mask), module.proj(y), atol=1e-6, rtol=1e-6)
 
 
+def test_rope_turns_by_the_position_and_products_know_the_distance():
+    """At position t the first pair of channels turns by t, the last by t / 10000^(1 - 2 / D)."""
+    x = torch.randn(1, 1, 9, 6, dtype=torch.float64)
+    turned = torch.view_as_complex(torch.stack((x[..., :3], x[..., 3:]), -1)) * torch.exp(
+        1j * torch.arange(9)[:, None] * 10000 ** -torch.tensor([0, 2 / 6, 4 / 6], dtype=torch.float64))
+    torch.testing.assert_close(rotate(x), torch.cat((turned.real, turned.imag), -1), atol=1e-5, rtol=1e-5)
+    q, k = (rotate(torch.randn(6, dtype=torch.float64).expand(1, 1, 9, 6))[0, 0] for _ in range(2))
+    for distance in (-3, 0, 2):
+        products = (q @ k.T).diagonal(distance)
+        torch.testing.assert_close(products, products[:1].expand_as(products), atol=1e-5, rtol=1e-5)
+
+
 def test_chained_moves_a_value_one_clause_in_one_layer_and_parallel_does_not():
     """The input at `a` in clause a=+1 reaches `b` of clause b=-a in one layer of the chained module only."""
     tokens = torch.tensor([[ord(c) for c in "b=-a;xxxxxxxxxxa=+1;"]])
@@ -347,8 +360,8 @@ def test_hybrid_adds_its_parts():
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract(kind):
     """Shapes, the map beside an unchanged output, and a plan made outside: what model.py relies on."""
-    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
-    x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10)
+    module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
+    x, (tokens, padding_mask) = torch.randn(3, 10, 16), example(3, 10)
     y = module(x, tokens, padding_mask)
     assert y.shape == x.shape
     plan = make_plan(tokens, padding_mask, causal="causal" in kind)
@@ -378,8 +391,8 @@ def test_gradcheck(kind):
 @pytest.mark.parametrize("kind", ["vanilla", "hybrid, segment"])
 def test_module_is_traced_whole_by_torch_compile(kind):
     """No graph break at association, where torch.compile would lose its fusions. Traced only: needs no compiler."""
-    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
-    x, (tokens, _) = torch.randn(3, 10, 12, requires_grad=True), example(3, 10)
+    module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
+    x, (tokens, _) = torch.randn(3, 10, 16, requires_grad=True), example(3, 10)
     plan = make_plan(tokens)
     whole = torch.compile(module, backend="eager", fullgraph=True)
     torch.testing.assert_close(whole(x, tokens, None, plan), module(x, tokens, None, plan))
@@ -388,8 +401,8 @@ def test_module_is_traced_whole_by_torch_compile(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_is_never_looked_at(kind):
     """Whatever stands at padding, values or token ids, real positions must not change."""
-    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
-    x, (tokens, padding_mask) = torch.randn(3, 10, 12), example(3, 10, n_tokens=4)
+    module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
+    x, (tokens, padding_mask) = torch.randn(3, 10, 16), example(3, 10, n_tokens=4)
     y = module(x, tokens, padding_mask)
     x, tokens = x.clone(), tokens.clone()
     x[padding_mask], tokens[padding_mask] = float("nan"), 1
@@ -400,9 +413,9 @@ def test_padding_is_never_looked_at(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sentence_of_padding_only(kind, need_weights):
     """Its output is finite, and it leaves no NaN in the gradient of the sentence beside it."""
-    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
+    module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
     tokens, padding_mask = torch.randint(4, (2, 5)), torch.tensor([[False] * 5, [True] * 5])
-    y = module(torch.randn(2, 5, 12), tokens, padding_mask, need_weights=need_weights)
+    y = module(torch.randn(2, 5, 16), tokens, padding_mask, need_weights=need_weights)
     y = y[0] if need_weights else y
     y[0].sum().backward()
     assert y.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
@@ -412,13 +425,13 @@ def test_sentence_of_padding_only(kind, need_weights):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "causal" in kind])
 def test_causal_sees_nothing_of_what_comes_later(kind, T):
     """No output depends on a later position, neither on its state nor on its token; the map says so, too."""
-    module = make_attention(n_embd=12, n_head=4, **KINDS[kind])
-    x, tokens = torch.randn(1, T, 12), torch.randint(4, (1, T))
+    module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
+    x, tokens = torch.randn(1, T, 16), torch.randint(4, (1, T))
     y, weights = module(x, tokens, need_weights=True)
     assert not weights.triu(1).any()
     for i in (1, T // 2, T - 1):
         changed, others = x.clone(), tokens.clone()
-        changed[:, i:], others[:, i:] = torch.randn(1, T - i, 12), torch.randint(4, (1, T - i))
+        changed[:, i:], others[:, i:] = torch.randn(1, T - i, 16), torch.randint(4, (1, T - i))
         torch.testing.assert_close(module(changed, others)[:, :i], y[:, :i])
         assert not torch.allclose(module(changed, others)[:, i:], y[:, i:])
 

@@ -730,7 +730,7 @@ def refused(run):
     ("--task=c1", "task=c1: expected sign, c<k>"),
     ("--every_layer", "'--every_layer': expected --dial=value"),
     ("--attention=foo", "attention=foo: expected vanilla, lego or hybrid"),
-    ("--positions=foo", 'positions=foo: expected positions in ("learned", "none")'),
+    ("--positions=foo", 'positions=foo: expected positions in ("learned", "rope", "none")'),
     ("--device=tpu", "device=tpu: expected auto, cpu, or a cuda or mps device"),
     ("--device=cuda:99", "device=cuda:99: expected auto, cpu, or a"), ("--device=meta", "device=meta: expected auto"),
     ("--out_dir=README.md", "out_dir=README.md: expected a folder that can be made ([Errno 17] File exists"),
