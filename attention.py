@@ -46,7 +46,7 @@ except ImportError:  # optional: without it `segment` serves
 # association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none; causal: j < i
 
 IMPLEMENTATIONS = ("dense", "segment", "triton")
-DENSE_UP_TO = dict(cpu=64, cuda=512)  # tokens, where `auto` changes over: measured on two CPU cores and on an H200
+DENSE_UP_TO = dict(cpu=64, cuda=256)  # tokens, where `auto` changes over: measured on two CPU cores and on an H200
 
 
 @dataclass
@@ -70,7 +70,7 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
 
     dense      mask and matrix product; the reference, O(B T^2 C)
     segment    sort the ids, sum each group of identical tokens; O(B T C), causal O(B T log(T) C)
-    triton     the same in two fused kernels, on a GPU; O(B T C)
+    triton     the same in two fused kernels, on a GPU; O(B T C) unless a group is very long
     auto       dense up to T = DENSE_UP_TO of the device, above it triton where it runs, else segment
 
     Raises ValueError for another name, for triton where it does not run, and for a sentence of no tokens.
@@ -288,7 +288,7 @@ def rotate(x):
     the position, so that the product of a query and a key depends on how far apart they are.
     """
     T, D = x.shape[-2:]
-    frequency = 10000 ** (-torch.arange(0, D, 2, device=x.device) / D)  # (D / 2,)
+    frequency = 10000 ** -torch.arange(0, 1, 2 / D, dtype=torch.float32, device=x.device)  # (D / 2,)
     angle = torch.arange(T, device=x.device)[:, None] * frequency  # (T, D / 2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)  # (B, H, T, D / 2) each
@@ -379,13 +379,16 @@ def make_attention(kind, n_embd, n_head, dropout=0.0, causal=False, rope=False, 
 # ----------------------------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows is association on a GPU, in Triton.
 #
-# With the positions sorted by token, the attention map is block diagonal. The rows are cut into parts of at most TILE,
-# a small group of identical tokens never. A program multiplies the rows of a part by their own small block; a group
-# that spans parts adds their partial sums. Each value is read once, and once more if its group spans parts. Nothing of
-# size T x T is ever made. The map is symmetric, its weights are the same in a whole group, so the backward pass is the
-# forward kernel applied to the gradient; causal, the backward pass sums those that come later.
+# With the positions sorted by token, the attention map is block diagonal. The rows are cut into parts of at most TILE
+# rows; a group of at most TILE - PART tokens is never cut. A program multiplies the rows of a part by their own small
+# block; where a group spans parts, it adds the partial sums of the others, so a group of m tokens costs (m / PART)^2.
+# Each value is read once, and once more if its group spans parts. The map is symmetric, its weights are the same in a
+# whole group, so the backward pass is the forward kernel applied to the gradient; causal, the backward pass sums those
+# that come later.
 
-TILE, PART, BLOCK, WARPS = 64, 48, 64, 2  # rows of a part at most and on average, channels, warps: best on one H200
+# the best of nine tried on one H200
+TILE, PART = 64, 48  # rows of a part: at most, on average
+BLOCK, WARPS = 64, 2  # of a program: channels, warps
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: on a CPU, for tests
 
 
@@ -470,7 +473,7 @@ def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, first: torch.Ten
     n_parts, block = parts.size(1), min(BLOCK, max(16, triton.next_power_of_2(C)))
     sums = torch.empty(B, n_parts, 2, C, dtype=torch.promote_types(v.dtype, torch.float32), device=v.device)
     product = sums if INTERPRETED else v  # the type to multiply in: the interpreter does not know bfloat16
-    precision = "tf32x3" if product.dtype == torch.float32 else "ieee"  # as exact, and a GPU has units for it
+    precision = "tf32x3" if product.dtype == torch.float32 else "ieee"  # nearly as exact, and a GPU has units for it
     grid, sizes = (B * n_parts, triton.cdiv(C, block)), (T, C, v.stride(0), v.stride(1), n_parts, TILE, block)
     if v.numel():
         with torch.cuda.device_of(v):

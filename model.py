@@ -233,10 +233,10 @@ def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
     carried   what the loop before has handed on to each sentence, None if there was none for any
     loop      (B,) which loop of each sentence this is, from 1; a first loop is handed nothing
 
-    A label is due when so many loops can have reached it: one loop follows one link (`links_per_loop`), so a variable
-    of depth d is due after d loops. Before, the model should say that it knows nothing: its prediction is pulled, with
-    unknown_weight, to equal probabilities. Unasked, it would say anything with certainty, and outvote the one mention
-    that knows.
+    A label is due when so many loops can have reached it: one loop follows one link, so a variable of depth d is due
+    after d loops (or d / links_per_loop). Before, the model should say that it knows nothing: its prediction is pulled,
+    with unknown_weight, to equal probabilities. Unasked, it would say anything with certainty, and outvote the one
+    mention that knows.
     """
     nothing = model.nothing_known(batch.tokens)
     carried = nothing if carried is None else torch.where((loop == 1)[:, None, None], nothing, carried)

@@ -4,12 +4,11 @@ Beyond the paper: chains far longer than those labelled or seen, trees, stars, a
 No claim of the paper's. The default of train.py, which sees 12 clauses and labels for 6 of them, is asked for sentences
 of every shape, without further training; and what makes that possible is taken away, one part at a time.
 
-    python -m figures.extrapolation          30 runs, half an hour on 2 cores
+    python -m figures.extrapolation      30 runs, half an hour on 2 cores: a table; figures/rivals.py has the picture
 """
-import numpy as np
 import torch
 
-from figures import runner, show
+from figures import runner
 import lego
 import train
 from model import logits_at
@@ -146,37 +145,6 @@ def headline(runs):
             f"{count('any graph of 26')}, stars of 10 in {count('star of 10')}, stars of 25 in {count('star of 25')}")
 
 
-def draw_shapes(axes, runs):
-    """One row for every shape of sentence, a dot for every seed."""
-    for label, color, shift in (("default", show.BLUE, -0.16), ("d3", show.RED, 0.16)):
-        for row, test in enumerate(TESTS):
-            found = [percent(history, test) for history in runs.get(label, [])]
-            axes.scatter(found, np.full(len(found), row + shift), s=20, color=color, alpha=0.6, linewidth=0)
-    axes.set_yticks(range(len(TESTS)), TESTS, fontsize=9)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(xlabel="sentences right in every variable (%)", ylabel="shape of the sentence", xlim=(-3, 103))
-    axes.set_title(f"every shape: sign ({len(runs['default'])} seeds, blue), d3 ({len(runs['d3'])} seeds, red)"
-                   if "d3" in runs else "every shape", fontsize=10)
-
-
-def draw_ablations(axes, runs):
-    """The default without one of its parts, on four shapes, a dot for every seed."""
-    labels = [label for label in VARIANTS if label in runs and label != "d3"]
-    for i, label in enumerate(labels):
-        for row, test in enumerate(FEW):
-            found = [percent(history, test) for history in runs[label]]
-            axes.scatter(found, np.full(len(found), row + 0.18 * (i - 1.5)), s=24, alpha=0.7, linewidth=0,
-                         color=(show.BLUE, show.ORANGE, show.GREEN, show.PINK)[i],
-                         label=f"{label}, {len(found)} seeds" if row == 0 else None)
-    axes.set_yticks(range(len(FEW)), FEW, fontsize=9)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
-    axes.set(xlabel="sentences right in every variable (%)", ylabel="shape of the sentence", xlim=(-3, 103))
-    axes.set_title("what it takes (sign)", fontsize=10)
-
-
 def hubs(runs, label="default", star="star of 25"):
     """A line of figures/README.md: right sentences in %, for each value of the hub, of the seeds that miss some."""
     values = lego.make_task(runs[label][0]["config"]["task"]).values
@@ -197,37 +165,10 @@ def taken(runs, label="default"):
     return lines
 
 
-def draw_hubs(axes, runs, star="star of 25"):
-    """Wide stars: a row for each seed of `sign`, and how many sentences it has right for either value of the hub."""
-    values = lego.make_task("sign").values
-    for row, history in enumerate(sorted(runs["default"], key=lambda history: percent(history, star))):
-        shares = [100 * share for share in history["hubs"][star]]
-        axes.plot(shares, [row, row], color=show.GRAY, linewidth=1, zorder=0)
-        for share, value, color in zip(shares, values, (show.BLUE, show.ORANGE)):
-            axes.scatter([share], [row + (0.12 if value == "-1" else -0.12)], s=36, color=color, linewidth=0,
-                         label=f"hub is {value}" if row == 0 else None, clip_on=False)
-    axes.set(yticks=range(len(runs["default"])), yticklabels=[], ylabel="seed", xlim=(-3, 103),
-             xlabel="sentences right in every variable (%)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-    axes.set_title(f"{star} (sign): what fails is one value of the hub", fontsize=10)
-
-
-def draw(runs):
-    history = runs["default"][0]
-    c = history["config"]
-    longest = [percent(run, "chain of 1,000") for run in runs["default"]]
-    figure, axes = show.picture(
-        f"Labels for {c['n_supervised']} of {c['n_clauses']} variables: {sum(x == 100 for x in longest)} of "
-        f"{len(longest)} seeds follow chains of 1,000 links, and most graphs", 1, 3, 16, 6.2,
-        f"The default of train.py ({c['max_steps']} steps, {history['n_parameters']:,} parameters; d3: 600), asked for "
-        f"sentences it has not seen, with {SPARE} loops more than the deepest variable needs. A dot or line is a seed. "
-        f"{history['hardware']}, torch {history['torch']}.")
-    draw_shapes(axes[0, 0], runs)
-    draw_ablations(axes[0, 1], runs)
-    draw_hubs(axes[0, 2], runs)
-    return figure
+def main(arguments):
+    runner.make(NAME, None, groups, arguments, run)
+    print(*table(runner.load(NAME)), sep="\n")
 
 
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run)
+    lego.command_line(main)

@@ -108,7 +108,8 @@ def make(name, draw, groups, arguments, run=None, prepare=None, scales=("laptop"
     configs = groups(scale) if len(scales) > 1 else groups()
     name = name if scale == scales[0] else f"{name}_{scale}"
     train_all(name, configs, run, prepare, again="--again" in arguments)
-    redraw(name, draw, configs)
+    if draw:
+        redraw(name, draw, configs)
 
 
 def train_all(name, groups, run=None, prepare=None, again=False):

@@ -31,7 +31,8 @@ from model import Transformer
 NAME = "speed"
 SHAPES = {  # of the training step that is compared: layers, width, heads, T, sentences, words
     "cpu": dict(n_layer=4, n_embd=256, n_head=4, T=128, B=16, vocab_size=1024),
-    "cuda": dict(n_layer=12, n_embd=768, n_head=12, T=512, B=32, vocab_size=30528),  # BERT-base, 6 more words: by 64
+    # BERT-base, its words rounded up to a multiple of 64
+    "cuda": dict(n_layer=12, n_embd=768, n_head=12, T=512, B=32, vocab_size=30528),
 }
 SEEDS = range(10)
 VARIANTS = {"as it is": [], "compiled": ["--compile=True"], "bfloat16": ["--dtype=bfloat16"]}  # of the main job

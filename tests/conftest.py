@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background, unde
 
 @pytest.fixture(autouse=True)
 def seeded_and_on_the_cpu(monkeypatch):
-    """But for the tests that ask for a GPU: what is compared is the CPU's, also where there is a GPU."""
+    """Hides the GPU from `pick_device`: the tests that want one name it."""
     torch.manual_seed(0)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
 

@@ -488,11 +488,19 @@ def test_benchmark_of_a_solver_a_counter_and_one_with_few_positions():
     assert {line.count("|") for line in lines} == {6} and "all (more than 98.5)" in lines[2] and "can't" in lines[4]
 
 
+def test_benchmark_asks_no_long_chains_of_a_model_that_has_no_short_one_right():
+    rows = benchmark.take(lambda ids: (_ for _ in ()).throw(ValueError("no")) if ids.size(1) < 100 else torch.zeros(
+        *ids.shape, 2))
+    assert rows["length"]["chain of 12"] == "no" and rows["length"]["chain of 26"][1] == 0
+    assert [rows["length"][f"chain of {n}"] for n in ("100", "300", "1,000")] == 3 * [benchmark.NOT_ASKED]
+    assert "not asked" in benchmark.table({"none": rows})
+
+
 def test_benchmark_of_a_folder(monkeypatch, capsys, tmp_path):
     """A run of train.py is read and asked with as many loops as it needs."""
     train.train(train.Config(**{**TINY, "out_dir": str(tmp_path)}))
     asked = []
-    monkeypatch.setattr(benchmark, "take", lambda model, task, loops, device: asked.append((task, loops)) or "rows")
+    monkeypatch.setattr(benchmark, "take", lambda model, task, loops, *_, **__: asked.append((task, loops)) or "rows")
     monkeypatch.setattr(benchmark, "table", lambda models: f"table of {models}")
     benchmark.main([str(tmp_path)])
     assert asked == [("sign", True)] and f"table of {{{str(tmp_path)!r}: 'rows'}}" in capsys.readouterr().out
