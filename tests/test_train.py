@@ -752,7 +752,7 @@ def test_every_rule_can_be_broken_and_is_the_message():
     """By some dial at an odd value, alone or with task=words, mimicking, dropped clauses or varied lengths."""
     broken, values = set(), (-1, 0, 1, 3, 1000, 10**9, math.nan, "x", True, False)
     bases = ({}, dict(carry="state"), dict(carry="state", task="words"), dict(task="mimic"), dict(drop_clause=0.5),
-             dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2))
+             dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2), dict(positions="rope"))
     for base, field in itertools.product(bases, fields(train.Config)):
         for value in (value for value in values if type(value) is field.type):
             try:
