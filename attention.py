@@ -300,7 +300,7 @@ class LegoAttention(nn.Module):
     The two patterns hard-coded: no query, no key, no softmax.
 
     association_share of the channels pass association, the others do not. `chained`: then all channels pass the
-    convolution, so a value that arrives at a mention moves on inside its clause, and one layer follows one link of the
+    convolution, so a value that arrives at a variable moves on inside its clause, and one layer follows one link of the
     chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
     heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map
     has H = 2: association, manipulation. A position sees those after it unless causal. Raises ValueError for a size

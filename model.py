@@ -236,7 +236,7 @@ def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
     A label is due when so many loops can have reached it: one loop follows one link, so a variable of depth d is due
     after d loops (or d / links_per_loop). Before, the model should say that it knows nothing: its prediction is pulled,
     with unknown_weight, to equal probabilities. Unasked, it would say anything with certainty, and outvote the one
-    mention that knows.
+    place in the sentence where the variable is known.
     """
     nothing = model.nothing_known(batch.tokens)
     carried = nothing if carried is None else torch.where((loop == 1)[:, None, None], nothing, carried)

@@ -119,8 +119,9 @@ class Config:
     def __post_init__(self):
         """Fills in the dials whose default depends on others."""
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
-        varied = self.min_clauses or self.n_distractor or self.drop_clause or self.n_train  # then no carry
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
+        is_short = self.n_clauses - self.n_distractor < self.n_supervised  # the labelled variables may be fewer
+        varied = self.min_clauses or is_short or self.drop_clause or self.n_train  # then no carry
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)
         if self.branch == -1:
@@ -145,7 +146,8 @@ RULES = """
     dtype in ("float32", "bfloat16")
     drop_clause == 0 or (min_clauses or n_clauses) > 1  # a clause must remain
     drop_clause == 0 or branch == 0  # of a chain
-    carry == "none" or not (min_clauses or n_distractor or drop_clause or n_train or task in ("words", "mimic"))
+    carry == "none" or not (min_clauses or drop_clause or n_train or task in ("words", "mimic"))
+    carry == "none" or n_supervised <= n_clauses - n_distractor
     task != "mimic" or (attention == "vanilla" and n_head > 1)
 """
 

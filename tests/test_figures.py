@@ -488,7 +488,7 @@ def test_benchmark_of_a_solver_a_counter_and_one_with_few_positions():
     assert {line.count("|") for line in lines} == {6} and "all (more than 98.5)" in lines[2] and "can't" in lines[4]
 
 
-def test_benchmark_asks_no_long_chains_of_a_model_that_has_no_short_one_right():
+def test_benchmark_asks_for_no_chain_of_100_without_one_of_26():
     rows = benchmark.take(lambda ids: (_ for _ in ()).throw(ValueError("no")) if ids.size(1) < 100 else torch.zeros(
         *ids.shape, 2))
     assert rows["length"]["chain of 12"] == "no" and rows["length"]["chain of 26"][1] == 0

@@ -436,8 +436,9 @@ def test_dials_that_follow_others():
     assert dials("positions carry lr muon_lr", attention="vanilla") == ["learned", "none", 5e-4, 5e-3]
     assert dials("lr muon_lr", lr=1e-3) == [1e-3, 1e-2] and dials("lr muon_lr", muon_lr=0.0) == [4e-3, 0]
     for more in (dict(tied=False), dict(chained=False), dict(task="words"), dict(n_train=99), dict(min_clauses=3),
-                 dict(n_distractor=1), dict(drop_clause=0.5, branch=0.0)):
+                 dict(n_distractor=7), dict(drop_clause=0.5, branch=0.0)):
         assert dials("carry", **more) == ["none"]
+    assert dials("carry", n_distractor=6) == ["beliefs"]
     assert dials("carry", chained=False, carry="beliefs") == ["beliefs"]
 
 
@@ -752,7 +753,8 @@ def test_every_rule_can_be_broken_and_is_the_message():
     """By some dial at an odd value, alone or with task=words, mimicking, dropped clauses or varied lengths."""
     broken, values = set(), (-1, 0, 1, 3, 1000, 10**9, math.nan, "x", True, False)
     bases = ({}, dict(carry="state"), dict(carry="state", task="words"), dict(task="mimic"), dict(drop_clause=0.5),
-             dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2), dict(positions="rope"))
+             dict(branch=1.0, drop_clause=0.5), dict(min_clauses=2), dict(positions="rope"),
+             dict(carry="state", n_distractor=9))
     for base, field in itertools.product(bases, fields(train.Config)):
         for value in (value for value in values if type(value) is field.type):
             try:
