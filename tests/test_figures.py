@@ -21,7 +21,7 @@ import lego
 import train
 from attention import associate, identical_tokens, make_plan
 from figures import (benchmark, extrapolation, flow, generalisation, gpu, heads, kernels, learning, lego_attention,
-                     pretraining, runner, shortcut, show, speed)
+                     pretraining, rivals, runner, shortcut, show, speed)
 
 MODULES = {module.name: importlib.import_module(f"figures.{module.name}")
            for module in pkgutil.iter_modules(figures.__path__)}
@@ -276,6 +276,23 @@ def test_minilm_is_asked_for_where_it_is_needed(monkeypatch):
         heads.prepare(heads.groups()["MiniLM"])
 
 
+def test_knocked_out_head_is_the_one_that_is_missed(tmp_path):
+    """Of two heads, one whose output is not used: nothing is lost without it. The targets are where they should be."""
+    config = train.Config(**heads.compact(n_clauses=4, n_supervised=4, n_names=4, n_layer=1, n_embd=8, n_head=2,
+                                          batch_size=4, eval_size=4, max_steps=1, out_dir=str(tmp_path)))
+    model = train.make_model(config)
+    model.blocks[0].attn.proj.weight.data[:, :4] = 0  # the channels of head 0
+    history = train.train(config, model)
+    checkpoint = heads.read_checkpoint(tmp_path)
+    checkpoint["model"]["blocks.0.attn.proj.weight"][:, :4] = 0
+    checkpoint["model"]["blocks.0.attn.proj.weight"][:, 4:] *= 100
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    found = heads.knock_out(config, size=200)
+    assert found["without"][0][0] == found["intact"] != found["without"][0][1]
+    assert all(0 < share < 1 for target in heads.TARGETS for share in found["looks"][target][0])
+    assert len(found["maps"]["own argument"]) == 20 and history["config"] == asdict(config)
+
+
 def test_ablated_heads_look_everywhere_alike_and_stay_so(tmp_path):
     """And no other head changes."""
     source = train.Config(**heads.compact(n_layer=2, max_steps=1, batch_size=4, eval_size=4,
@@ -514,11 +531,65 @@ def test_readme_and_notebook_quote_the_numbers():
     hubs = [extrapolation.hubs(runs, label) for label in ("default", "d3")]
     trained = runner.complete(runner.found("generalisation", generalisation.groups()))
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
-                 *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")), *extrapolation.taken(runs),
+                 *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
+                 *heads.words(runner.load("heads.knockout")["LEGO"]), *extrapolation.taken(runs),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
+    compared = runner.complete(runner.found("rivals", rivals.groups()))
+    for line in (*rivals.table(compared), *rivals.steps(runner.load("rivals.steps"))):
+        assert f"    {line}\n" in notebook, line
+    solves = lambda runs: sum(rivals.percent(history, "length", "chain of 1,000") == 100 for history in runs)
+    assert {name: solves(histories) for name, histories in compared.items()} == {
+        "vanilla, untied": 0, "vanilla, tied": 0, "looped": 0, "TRM": 1, "RSM": 0, "state": 5, "beliefs": 1}
+    assert {histories[0]["config"]["scale"] for name, histories in compared.items() if "vanilla" not in name} == {1}
     taken = {name: run["rows"] for name, run in runner.load("benchmark")["runs"].items()}
     assert speed.table(runner.load("speed")) in notebook and benchmark.table(taken) in notebook
     assert f"{learned['sign'][0]['n_parameters'] / 1000:.0f} thousand parameters" in readme.replace("\n", " ")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# rivals
+
+
+def tiny_rival(name, **more):
+    return rivals.Rival(**{**TINY, **rivals.RIVALS[name][1], "rival": name, "n_layer": 3, "n_head": 2, **more})
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_rival_trains_and_answers_after_any_number_of_loops(name):
+    config = tiny_rival(name)
+    model = train.make_model(config, kind=rivals.RIVALS[name][0])
+    history = train.train(config, model)
+    assert len(history["accuracy"][-1]) == 3 and rivals.cost(config) > 0
+    loops = rivals.loops_at_test(replace(config, n_layer=3), model)
+    assert max(loops) == (3 if name == "vanilla, untied" else rivals.LOOPS) and all(0 <= x <= 1 for x in loops.values())
+
+
+@pytest.mark.parametrize("name, n_applied, n_learning", [("TRM", 6, 3), ("looped", 3, 3), ("state", 1, 1), ("RSM", 0, 3)])
+def test_gradients_of_a_rival_come_from_the_loops_that_its_paper_says(name, n_applied, n_learning):
+    """Of the times that a step applies the block: all of them, and those that have a gradient."""
+    config = tiny_rival(name)
+    model = train.make_model(config, kind=rivals.RIVALS[name][0]).train()
+    applied = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: applied.append(output[0].requires_grad))
+    batch, loop = train.draw_batch(config, 0, None, "cpu")
+    counts = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        applied.clear()
+        train.Objective(model, config)(batch, None, loop)
+        assert sum(applied) == n_learning and applied[-1]
+        counts.add(len(applied))
+    assert counts == ({6, 12, 18} if name == "RSM" else {n_applied})
+    if name == "RSM":  # as many as `cost` counts, on average
+        one = rivals.cost(replace(config, rival="TRM", carry="state")) / 2
+        assert rivals.cost(config) == pytest.approx(one * (2 + 1), rel=0.02)
+
+
+def test_rival_takes_the_rates_that_were_best():
+    """Of equals the usual ones."""
+    of = lambda scale, accuracy: dict(config=dict(scale=scale), accuracy=3 * [[accuracy]])
+    found = {"TRM": [of(0.25, 0.5), of(1.0, 0.9), of(4.0, 0.9)], "RSM": [of(1.0, 0.5), of(4.0, 0.9)]}
+    assert [rivals.best_scale(name, found) for name in ("TRM", "RSM", "looped")] == [1.0, 4.0, 1.0]
