@@ -72,7 +72,7 @@ class Config:
     n_names: int = 0  # variables to draw from, up to 1024: a to z, then v26, v27, ...; 0: 26, or n_clauses if more
     branch: float = -1.0  # training sentences are 0: chains, up to 1: any graph; -1: 1, or 0 for vanilla or drop_clause
     min_clauses: int = 0  # draw the clauses of each training batch from here to n_clauses; 0: always n_clauses
-    n_distractor: int = 0  # of which up to so many, also drawn, are a second chain without labels
+    n_distractor: int = 0  # of which up to so many, drawn for each batch, form a second chain without labels
     drop_clause: float = 0.0  # share of training batches whose sentences lack a random clause
     corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
     n_tokens: int = 128  # words: T
@@ -88,7 +88,7 @@ class Config:
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # BERT: 1e-12
     init_std: float = 0.1  # of all weights; BERT: 0.02
-    positions: str = ""  # learned (BERT); rope or none: then sentences of any length will do; "": learned for vanilla
+    positions: str = ""  # learned (BERT); none, or rope for vanilla heads: any length will do; "": learned for these
     n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
     association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it

@@ -1,24 +1,25 @@
 """
-Other ways to think longer, at equal cost: seven models that see the same sentences and labels, for as many FLOPs.
+Other ways to think longer, at equal cost: seven models, the same kind of sentences, as many FLOPs of training.
 
     python -m figures.rivals        35 runs, 23 to search their rates, 20 shorter ones: 1.5 hours on 2 cores
 
-All learn from chains and graphs of 12 variables with labels for the first 6, ten times as long as the default takes by
-itself: 3 TFLOP. Each is then put to figures/benchmark.py, and to chains of 12 with 1 to 120 applications of its block.
+All learn from chains and graphs of 12 variables, the first 6 labelled, for 3 TFLOP, ten times the 0.3 TFLOP of a plain
+`python train.py`. Each is then put to figures/benchmark.py, and to chains of 12 with its block applied 1 to 120 times.
 
 vanilla, untied    9 layers of softmax attention with rotary positions
 vanilla, tied      the same block in all layers: ALBERT with rotary positions
 looped             the input is added at every loop, gradients cross all loops (arXiv 2409.15647)
-TRM                an answer and a latent; a refinement without gradient, one with, then labels; what it has goes on to
-                   the next step (2510.04871)
-RSM                the same two, a random number of refinements, a gradient and labels for the last (2603.15641)
+TRM                Tiny Recursive Model (2510.04871): two states, an answer and a latent. A refinement is two steps of
+                   the latent and one of the answer. A loop is a refinement without gradient and one with gradient
+                   and labels; what it ends with goes on to the next training step
+RSM                Recursive Stem Model (2603.15641): the same two states, 1 to 8 such loops on new sentences, a
+                   gradient and labels for the very last refinement alone
 state              the default, but its loop hands on its state
 beliefs            the default
 
-The papers have other tasks and blocks, and sizes to match. Here all but the vanilla ones have the default's block with
-LEGO attention, so they differ in what a loop hands on and in which loops learn: our reading of the papers' abstracts.
-A refinement is two steps of the latent and one of the answer. A FLOP is counted once forward, and twice more where
-there is a gradient.
+The papers have other tasks, blocks and sizes. Here all but the vanilla ones have the default's block with LEGO
+attention, so they differ in what a loop hands on and in which loops learn: our reading of the abstracts. TRM, state and
+beliefs keep a sentence for several steps, and are labelled at arguments, too; the others see new sentences every step.
 """
 import functools
 import math
@@ -50,7 +51,7 @@ normalise = lambda x: F.layer_norm(x, x.shape[-1:])
 
 
 class Looped(Transformer):
-    """x = block(x + embedded tokens), again and again, from x = 0."""
+    """x = block(normalise(x + embedded tokens)), again and again, from x = 0."""
 
     def layers(self, tokens, n_loops=None, carried=None, padding_mask=None, need_weights=False):
         embedded, plan, x = self.embed(tokens), make_plan(tokens), 0
@@ -62,7 +63,7 @@ class Looped(Transformer):
 class TwoStates(Transformer):
     """An answer y and a latent z, side by side (B, T, 2 C). A loop is a refinement of both."""
 
-    links_per_loop = 6
+    links_per_loop = 6  # the block is applied 6 times: two refinements of 3
 
     def refine(self, y, z, embedded, tokens, plan):
         for _ in range(2):
@@ -105,7 +106,7 @@ class RandomDepth(TwoStates):
 
 
 VANILLA = dict(attention="vanilla", positions="rope", branch=1.0, n_layer=9)
-RIVALS = {  # the class, the dials, and FLOPs of training over those of a forward pass
+RIVALS = {  # the class, the dials, and how many forward passes a training step costs; 8 loops apply the block 48 times
     "vanilla, untied": (Transformer, dict(VANILLA, tied=False), 3),
     "vanilla, tied": (Transformer, VANILLA, 3),
     "looped": (Looped, dict(carry="none"), 3),
@@ -122,8 +123,8 @@ def cost(config):
     model = train.make_model(config, kind=kind)
     batch, loop = train.draw_batch(config, 0, None, torch.device("cpu"))
     flops = train.count_flops(lambda: train.Objective(model, config)(batch, None, loop)) / 3
-    if config.rival == "RSM":  # counted: n_layer loops; in training: (n_layer + 1) / 2, half of one with gradient
-        return flops / config.n_layer * ((config.n_layer + 1) / 2 + 1)
+    if config.rival == "RSM":  # n_layer loops are counted; training makes (n_layer + 1) / 2 on average, and half a loop
+        return flops / config.n_layer * ((config.n_layer + 1) / 2 + 1)  # has a gradient, which costs twice as much
     return flops * ratio
 
 
@@ -168,6 +169,7 @@ def run(config):
     kind = RIVALS[config.rival][0]
     model = train.make_model(config, kind=kind)
     history = train.train(config, model)
+    history["flops"] = [cost(config) * step for step in history["step"]]  # train.py counts a gradient for all loops
     if config.seed in SEEDS:
         answer = lambda ids, n: model(ids, math.ceil(n / model.links_per_loop))
         spare = 3 if config.rival in ("vanilla, tied", "looped") else benchmark.SPARE  # as many as in training
@@ -201,7 +203,8 @@ def short(axis, test):
 
 def table(runs):
     """Lines of figures/README.md: sentences right in %, from the lowest seed to the highest."""
-    lines = [f"{'':<26}" + "".join(f"{name:>16}" for name in RIVALS)]
+    lines = [f"{'':<26}" + "".join(f"{name:>16}" for name in RIVALS),
+             f"{'steps of training':<26}" + "".join(f"{runs[name][0]['step'][-1]:>16}" for name in RIVALS)]
     for axis in benchmark.TESTS:
         for test in benchmark.TESTS[axis]:
             cells = [show.span([percent(history, axis, test) for history in runs[name]], "{:.3g}") for name in RIVALS]
@@ -222,8 +225,8 @@ COLORS = dict(zip(RIVALS, (show.GRAY, show.PINK, show.GREEN, show.ORANGE, show.S
 
 def draw_length(axes, runs):
     lengths, ends = [n for _, n, _ in benchmark.TESTS["length"].values()], []
-    early = "beliefs, 300 steps"  # as the default is by itself
-    for name, histories in {**runs, early: runner.load(f"{NAME}.steps")[early]}.items():
+    early = "beliefs, a tenth of the FLOPs"  # as the default is by itself
+    for name, histories in {**runs, early: runner.load(f"{NAME}.steps")["beliefs, 300 steps"]}.items():
         color, line = (COLORS["beliefs"], "--") if name == early else (COLORS[name], "-")
         found = [[percent(history, "length", test) for history in histories] for test in benchmark.TESTS["length"]]
         means = [sum(row) / len(row) for row in found]
@@ -243,7 +246,9 @@ def draw_shapes(axes, runs):
     for i, (name, color) in enumerate(COLORS.items()):
         for row, (axis, test) in enumerate(tests):
             found = [percent(history, axis, test) for history in runs[name]]
-            axes.scatter(found, [row + 0.1 * (i - 3)] * len(found), s=16, color=color, alpha=0.6, linewidth=0)
+            axes.scatter(found, [row + 0.12 * (i - 3)] * len(found), s=20, color=color, alpha=0.6, linewidth=0,
+                         label=None if row else name)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, 1.1), ncols=4)
     axes.set_yticks(range(len(tests)), [short(*test) for test in tests], fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -270,10 +275,11 @@ def draw_loops(axes, runs):
 def draw(runs):
     c, history = runs["beliefs"][0]["config"], runs["beliefs"][0]
     figure, ((length, shapes, loops),) = show.picture(
-        f"At equal FLOPs, one of seven ways to loop has chains of 1,000 right in all {len(SEEDS)} seeds", 1, 3, 16, 5.6,
-        f"All learn from the same chains and graphs of {c['n_clauses']} variables, {c['n_supervised']} labelled, for "
-        f"{BUDGET / 1e12:g} TFLOP, ten times what the default takes by itself; rates searched for each. A dot or a "
-        f"thin line is a seed, {len(SEEDS)} of each, a thick line the mean. {history['hardware']}, torch "
+        f"Seven models at equal FLOPs: only `state` has chains of 1,000 right in all {len(SEEDS)} seeds", 1, 3, 16, 5.6,
+        f"All learn from chains and graphs of {c['n_clauses']} variables, {c['n_supervised']} labelled, for "
+        f"{BUDGET / 1e12:g} TFLOP; dashed: the default as it is, for a tenth of that. A dot or a thin line is a seed, "
+        f"{len(SEEDS)} of each, a thick line the mean. {benchmark.TESTS['length']['chain of 1,000'][0]} sentences of "
+        f"1,000 links, 15 of 300, 40 of 100, 100 of 26, 200 of 6 and 12. {history['hardware']}, torch "
         f"{history['torch']}")
     draw_length(length, runs)
     draw_shapes(shapes, runs)
@@ -282,8 +288,9 @@ def draw(runs):
 
 
 def main(arguments):
-    runner.train_all(f"{NAME}.search", searches(), run)  # `groups` takes the best
-    runner.train_all(f"{NAME}.steps", shorter(), run)
+    again = runner.is_again(arguments)
+    runner.train_all(f"{NAME}.search", searches(), run, again=again)  # `groups` takes the best
+    runner.train_all(f"{NAME}.steps", shorter(), run, again=again)
     runner.make(NAME, draw, groups, arguments, run)
 
 

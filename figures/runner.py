@@ -100,16 +100,21 @@ def main(name, draw, groups, run=None, prepare=None, scales=("laptop",)):
 
 def make(name, draw, groups, arguments, run=None, prepare=None, scales=("laptop",)):
     """As `main`. Raises ValueError for an argument that it does not know."""
-    options = ["--again", *(f"--scale={scale}" for scale in scales if len(scales) > 1)]
-    for argument in arguments:
-        if argument not in options:
-            raise ValueError(f"'{argument}': expected {' or '.join(options)}, or nothing")
+    again = is_again(arguments, [f"--scale={scale}" for scale in scales if len(scales) > 1])
     scale = next((argument[8:] for argument in arguments if argument != "--again"), scales[0])
     configs = groups(scale) if len(scales) > 1 else groups()
     name = name if scale == scales[0] else f"{name}_{scale}"
-    train_all(name, configs, run, prepare, again="--again" in arguments)
+    train_all(name, configs, run, prepare, again=again)
     if draw:
         redraw(name, draw, configs)
+
+
+def is_again(arguments, scales=()) -> bool:
+    """Whether all is to be trained anew. Raises ValueError for an argument that is not --again or one of the scales."""
+    for argument in arguments:
+        if argument not in ("--again", *scales):
+            raise ValueError(f"'{argument}': expected {' or '.join(('--again', *scales))}, or nothing")
+    return "--again" in arguments
 
 
 def train_all(name, groups, run=None, prepare=None, again=False):
