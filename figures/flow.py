@@ -4,12 +4,13 @@ After which layer can the value of each variable be read at its own left-hand si
 Claim (of third parties, on the paper's models): tied Transformers resolve the variables one after another over their
 depth, untied ones less so.
 
-    python -m figures.flow              24 runs, and 6 of mimicking to start from: 35 minutes on 2 cores
+    python -m figures.flow              36 runs, and 6 of mimicking to start from: 50 minutes on 2 cores
 
 6 clauses, all labelled, 6 layers or loops, width 64, 3 seeds: vanilla attention untied and tied, LEGO attention chained
 and parallel; each trained on whole chains of 2 to 6 clauses, and on chains beside a second one of up to 2 clauses,
 where counting signs does not help. Vanilla attention starts from mimicking there: from random weights it stays with two
-variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable.
+variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable. flow.patch.json has 12
+runs in which a value is changed after a layer, to see whose answers change with it.
 """
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from figures import runner, show
 import lego
 import train
+from attention import make_plan
 
 NAME = "flow"
 SEEDS = range(3)
@@ -34,9 +36,10 @@ SENTENCES = {  # what is trained on, never more than 6 clauses; what is asked fo
     "whole": dict(min_clauses=2),
     "beside": dict(min_clauses=3, n_distractor=2),
 }
-SHOWN = {"vanilla, untied; whole": "vanilla attention,\nwhole chains: it may count",
-         "vanilla, untied; beside": "vanilla attention,\nsecond chains: it must follow",
-         "LEGO, chained; beside": "LEGO attention,\nsecond chains"}
+SHOWN = {"vanilla, untied; whole": "vanilla attention, whole chains:\nit may count",
+         "vanilla, untied; beside": "vanilla attention, second chains:\nit must follow"}
+CHANGED = {"vanilla, untied; beside": "vanilla attention,\nvariable 1 changed", "LEGO, chained; beside":
+           "LEGO attention,\nvariable 1 changed"}
 
 
 def config_of(model, seed, **more):
@@ -73,6 +76,11 @@ def prepare(configs):
     runner.make_checkpoints([source for source in sources if source.out_dir in begun])
 
 
+def main(arguments):
+    runner.train_all(f"{NAME}.patch", patched(), train_and_patch, prepare, again="--again" in arguments)
+    runner.make(NAME, draw, groups, arguments, run, prepare)
+
+
 def states_of(model, batch):
     """The states (L, B, n, C) at the positions of a batch, after every layer."""
     at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)
@@ -103,6 +111,54 @@ def read_out(model, config, size=2000, ridge=1e-6):
     return accuracy
 
 
+@torch.no_grad()
+def patch(model, config, size=200):
+    """
+    What a value does once it is known. Of two sentences that differ in the sign of the first clause, so in every value,
+    what the model has after a layer at one left-hand side, its state or what a loop hands on, is put from the second
+    into the first: [layer][variable put in][variable asked in the end], the share of answers that are the second's.
+    """
+    task, generator = train.make_task(config), torch.Generator().manual_seed(2**31 + 1)
+    batch = lego.sample(task, size, config.n_clauses, generator)
+    signs, other = batch.positions[:, :1] + 2, batch.tokens.clone()  # b = - a ;
+    other.scatter_(1, signs, sum(map(task.vocab.index, task.operations)) - batch.tokens.gather(1, signs))
+    states, others = ([x for x, _ in model.layers(tokens, config.n_layer)] for tokens in (batch.tokens, other))
+    hand_on = (lambda x: x) if config.carry == "none" else model.hand_on
+    plan, flips = make_plan(batch.tokens), []
+    for layer in range(config.n_layer):
+        flips.append([])
+        for position in batch.positions.T[..., None, None]:  # (B, 1, 1)
+            x, y = hand_on(states[layer]), hand_on(others[layer])  # (B, T, C) or the beliefs
+            at = position.expand(-1, 1, x.size(-1))
+            x = x.scatter(1, at, y.gather(1, at))
+            for later in range(layer + 1, config.n_layer):
+                if config.carry != "none":
+                    (state, _), = model.layers(batch.tokens, 1, x)
+                    x = hand_on(state)
+                    continue
+                x = F.layer_norm(x, x.shape[-1:]) if config.positions == "none" else x
+                x, _ = model.blocks[0 if config.tied else later](x, batch.tokens, None, plan)
+            x = x.gather(1, batch.positions[..., None].expand(-1, -1, x.size(-1)))
+            answers = (x if config.carry == "beliefs" else model.to_logits(x)).argmax(-1)
+            flips[-1].append((answers != batch.values).float().mean(0).tolist())
+    return flips
+
+
+def patched():
+    """{label: [config]} of flow.patch.json: models that follow the chain."""
+    default = dict(n_clauses=6, n_supervised=6, n_names=6, eval_every=150, out_dir="")
+    begun = [replace(config_of("vanilla, untied", seed, **SENTENCES["whole"]),
+                     init_from=mimicking("vanilla, untied", seed).out_dir) for seed in SEEDS]
+    return {"default": [train.Config(**default, seed=seed) for seed in SEEDS],
+            **{label: groups()[label] for label in ("LEGO, chained; beside", "vanilla, untied; beside")},
+            "vanilla, untied; whole, from mimicking": begun}
+
+
+def train_and_patch(config):
+    model = train.make_model(config)
+    return train.train(config, model, read_out) | dict(patch=patch(model, config))
+
+
 def run(config):
     return train.train(config, look=read_out)
 
@@ -113,29 +169,52 @@ def first_layers(history, at=0.9):
     return [int(layers.argmax()) + 1 if layers.any() else None for layers in known.T]
 
 
+def words(runs):
+    """Lines of figures/README.md: which answers change with variable 1, after each layer, of every seed."""
+    lines = []
+    for label, histories in runs.items():
+        for history in histories:
+            changed = [[i for i, share in enumerate(layer[0], 1) if share > 0.5] for layer in history["patch"]]
+            read = " ".join(str(layer or "-") for layer in first_layers(history))
+            lines.append(f"{label + ', seed ' + str(history['config']['seed']):<48}read: {read:<13}changes: "
+                         + "  ".join(",".join(map(str, those)) or "-" for those in changed))
+    return lines
+
+
 def draw(runs):
+    """The probes are of flow.json, the changed values of flow.patch.json."""
     last = [first_layers(history)[-1] for history in runs["vanilla, untied; whole"]]
     c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
     figure, axes = show.picture(
-        f"Layers follow the chain one by one; where counting helps, the last is known by layer {max(last)}",
-        1, 3, 10.5, 4.5,
-        f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}; read by a linear probe where the "
-        "variable is defined, in new whole chains, mean of 3 seeds; a dot is the first layer after which one seed's "
-        f"probe is 90% right; vanilla attention trained beside second chains began from mimicking; {hardware} a run")
+        "Layers follow the chain; in LEGO attention a changed value moves on one link a layer", 2, 2, 9.5, 8.6,
+        f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
+        "asked for whole chains. Above: a linear probe reads a variable where it is defined; a dot is the first layer "
+        "after which one seed's probe is 90% right; on whole chains the last variable is counted, and known by layer "
+        f"{max(last)}. Below, trained beside second chains: after a layer the state at variable 1 is made that of a "
+        f"sentence with all values changed; {hardware} a run")
     for panel, (label, title) in zip(axes[0], SHOWN.items()):
         accuracy = 100 * np.mean([history["looks"][-1]["true"] for history in runs[label]], 0)  # (L, n)
-        n_layer, n = accuracy.shape
-        image = panel.imshow(accuracy, cmap="Blues", vmin=50, vmax=100, origin="lower",
-                             extent=(0.5, n + 0.5, 0.5, n_layer + 0.5))
+        read = heat(panel, accuracy, 50, title)
         for i, history in enumerate(runs[label]):
             places = [(v + 0.2 * (i - 1), layer) for v, layer in enumerate(first_layers(history), 1) if layer]
             panel.plot(*zip(*places), "o", color=show.ORANGE, markeredgecolor="black", markersize=6)
-        panel.set(title=title, xlabel="variable, in chain order", ylabel="after layer", xticks=range(1, n + 1),
-                  yticks=range(1, n_layer + 1))
-    figure.colorbar(image, ax=axes, label="its value can be read (%)", ticks=[50, 100], shrink=0.6).ax.set_yticklabels(
-        ["50\nchance", "100"])
+    for panel, (label, title) in zip(axes[1], CHANGED.items()):
+        flips = np.mean([history["patch"] for history in runner.load(f"{NAME}.patch")[label]], 0)  # (L, n, n)
+        changed = heat(panel, 100 * flips[:, 0], 0, title)
+    bar = figure.colorbar(read, ax=axes[0], label="its value can be read (%)", ticks=[50, 100], shrink=0.6)
+    bar.ax.set_yticklabels(["50\nchance", "100"])
+    figure.colorbar(changed, ax=axes[1], label="its answer changes, too (%)", ticks=[0, 100], shrink=0.6)
     return figure
 
 
+def heat(panel, share, lowest, title):
+    """One panel: shares in % (L, n), one for each layer and variable."""
+    n_layer, n = share.shape
+    panel.set(title=title, xlabel="variable, in chain order", ylabel="after layer", xticks=range(1, n + 1),
+              yticks=range(1, n_layer + 1))
+    return panel.imshow(share, cmap="Blues", vmin=lowest, vmax=100, origin="lower",
+                        extent=(0.5, n + 0.5, 0.5, n_layer + 0.5))
+
+
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run, prepare)
+    lego.command_line(main)

@@ -362,6 +362,20 @@ def test_probe_reads_what_is_there_and_nothing_else(monkeypatch):
     assert flow.first_layers(dict(looks=[read])) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("dials", [dict(tied=False, n_layer=2), dict(n_layer=2), dict(n_layer=2, carry="state"), dict(
+    attention="vanilla", tied=False, n_layer=2)])
+def test_changed_value_is_that_of_the_other_sentence(dials):
+    """After the last layer it changes its own answer alone, wherever the two sentences are answered otherwise."""
+    config = train.Config(**{**TINY, "n_supervised": 3, "branch": 0.0, "init_std": 1.0, **dials})
+    model = train.make_model(config)
+    flips = torch.tensor(flow.patch(model, config, size=50))  # (L, n, n)
+    assert flips.shape == (2, 3, 3)
+    unpatched = flips[-1].masked_fill(torch.eye(3, dtype=torch.bool), torch.nan)
+    for asked in unpatched.T:  # what is put in elsewhere does not matter
+        assert asked[~asked.isnan()].unique().numel() == 1
+    assert (flips[-1].diagonal() != flips[-1].roll(1, 0).diagonal()).any()
+
+
 def test_lego_attention_takes_the_rates_that_were_best():
     """The lowest loss in the end for words; for LEGO the fewest FLOPs to 99%, of the rates that get there at all."""
     configs = lego_attention.searches()
@@ -532,7 +546,8 @@ def test_readme_and_notebook_quote_the_numbers():
     trained = runner.complete(runner.found("generalisation", generalisation.groups()))
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
-                 *heads.words(runner.load("heads.knockout")["LEGO"]), *extrapolation.taken(runs),
+                 *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
+                 *extrapolation.taken(runs),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
@@ -567,7 +582,8 @@ def test_rival_trains_and_answers_after_any_number_of_loops(name):
     assert max(loops) == (3 if name == "vanilla, untied" else rivals.LOOPS) and all(0 <= x <= 1 for x in loops.values())
 
 
-@pytest.mark.parametrize("name, n_applied, n_learning", [("TRM", 6, 3), ("looped", 3, 3), ("state", 1, 1), ("RSM", 0, 3)])
+@pytest.mark.parametrize("name, n_applied, n_learning", [
+    ("TRM", 6, 3), ("looped", 3, 3), ("state", 1, 1), ("RSM", 0, 3)])
 def test_gradients_of_a_rival_come_from_the_loops_that_its_paper_says(name, n_applied, n_learning):
     """Of the times that a step applies the block: all of them, and those that have a gradient."""
     config = tiny_rival(name)
