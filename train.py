@@ -136,7 +136,8 @@ RULES = """
     1 <= n_clauses <= n_names <= 1024;  1 <= n_supervised <= n_clauses;  0 <= branch <= 1
     0 <= min_clauses <= n_clauses;  0 <= n_distractor < (min_clauses or n_clauses);  0 <= drop_clause <= 1
     1 <= n_layer <= 1000;  1 <= n_embd <= 2**16;  0 <= n_factor <= 2**16;  n_head >= 1;  n_tokens >= 1
-    0 <= association_share <= 1;  positions in ("learned", "rope", "none");  positions != "rope" or attention != "lego"
+    0 <= association_share <= 1;  positions in ("learned", "rope", "none")
+    attention in ("vanilla", "hybrid") or positions != "rope"
     carry in ("beliefs", "state", "none");  carry == "none" or tied
     0 <= dropout < 1;  0 < norm_eps < 1;  0 < init_std < inf
     1 <= batch_size <= 2**20;  batch_size % n_processes == 0;  max_steps >= 1;  0 <= stop_at <= 1
