@@ -186,7 +186,7 @@ def draw(runs):
     last = [first_layers(history)[-1] for history in runs["vanilla, untied; whole"]]
     c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
     figure, axes = show.picture(
-        "Layers follow the chain; in LEGO attention a changed value moves on one link a layer", 2, 2, 9.5, 8.6,
+        "Variables are read one by one; in LEGO attention a change moves on one link a layer", 2, 2, 9.5, 8.6,
         f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
         "asked for whole chains. Above: a linear probe reads a variable where it is defined; a dot is the first layer "
         "after which one seed's probe is 90% right; on whole chains the last variable is counted, and known by layer "

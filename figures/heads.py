@@ -209,7 +209,7 @@ def draw(models):
     shown = max(runs, key=lambda run: max(map(max, run["looks"]["variable before"])))
     symbols = [train.make_task(sources(0)["LEGO"]).vocab[i] for i in lego.encode(SENTENCE, lego.make_task("sign"))]
     figure, axes = show.picture(
-        "A head looks from a variable to the one before; without it variables 2 to 4 lose most", 2, 2, 11, 8.4,
+        "A head looks from a variable to the one before; without it 2 to 4 lose most on average", 2, 2, 11, 8.4,
         f"vanilla attention, 6 clauses, 3 layers of 4 heads; above: two heads of seed {shown['config']['seed']} over "
         "a sentence; orange: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
         "over left-hand sides; text and MiniLM read LEGO sentences. Right: a dot is a seed, a bar the mean; the head "

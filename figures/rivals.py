@@ -275,7 +275,7 @@ def draw_loops(axes, runs):
 def draw(runs):
     c, history = runs["beliefs"][0]["config"], runs["beliefs"][0]
     figure, ((length, shapes, loops),) = show.picture(
-        f"Seven models at equal FLOPs: only `state` has chains of 1,000 right in all {len(SEEDS)} seeds", 1, 3, 16, 5.6,
+        "At equal FLOPs only `state` has all chains of 1,000; so has the default after a tenth", 1, 3, 16, 5.6,
         f"All learn from chains and graphs of {c['n_clauses']} variables, {c['n_supervised']} labelled, for "
         f"{BUDGET / 1e12:g} TFLOP; dashed: the default as it is, for a tenth of that. A dot or a thin line is a seed, "
         f"{len(SEEDS)} of each, a thick line the mean. {benchmark.TESTS['length']['chain of 1,000'][0]} sentences of "
