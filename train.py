@@ -299,7 +299,7 @@ def shares_names(config) -> bool:
 
 
 def make_model(config, weights=None, kind=Transformer) -> Transformer:
-    """The Transformer of the dials in evaluation mode, with given weights, pretrained ones, or random ones."""
+    """The Transformer of the dials, or a `kind` of it, in evaluation mode; with given weights, pretrained or random."""
     torch.manual_seed(seed_of(config, "weights"))
     task = make_task(config)
     T = config.n_tokens if config.task == "words" else lego.TOKENS_PER_CLAUSE * config.n_clauses

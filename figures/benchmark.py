@@ -28,7 +28,7 @@ from figures.shortcut import count_operations
 NAME = "benchmark"
 VERSION = 1
 N_NAMES = 1024
-SPARE = 20  # loops beyond the depth of the deepest variable: hubs with many mentions settle slowly
+SPARE = 20  # loops beyond the depth of the deepest variable: hubs that many clauses take settle slowly
 NOT_ASKED = "not asked: no chain of the length before was right"
 SEEDS = range(3)
 FOREST = lambda n, length: dict(parents=[i if i % length else 0 for i in range(n)])  # chains side by side

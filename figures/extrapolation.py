@@ -9,12 +9,12 @@ of every shape, without further training; and what makes that possible is taken 
 import torch
 
 from figures import runner
+from figures.benchmark import SPARE
 import lego
 import train
 from model import logits_at
 
 NAME = "extrapolation"
-SPARE = 20  # loops beyond the depth of the deepest variable: hubs with many mentions settle slowly
 TESTS = {  # what is asked: number of sentences, of clauses, and the graph
     "chain of 12": (200, 12, dict()),
     "chain of 26": (100, 26, dict()),

@@ -77,7 +77,7 @@ def prepare(configs):
 
 
 def main(arguments):
-    runner.train_all(f"{NAME}.patch", patched(), train_and_patch, prepare, again="--again" in arguments)
+    runner.train_all(f"{NAME}.patch", patched(), train_and_patch, prepare, runner.is_again(arguments))
     runner.make(NAME, draw, groups, arguments, run, prepare)
 
 
@@ -119,7 +119,8 @@ def patch(model, config, size=200):
     into the first: [layer][variable put in][variable asked in the end], the share of answers that are the second's.
     """
     task, generator = train.make_task(config), torch.Generator().manual_seed(2**31 + 1)
-    batch = lego.sample(task, size, config.n_clauses, generator)
+    device = model.head.weight.device
+    batch = lego.Batch(*(x.to(device) for x in lego.sample(task, size, config.n_clauses, generator)))
     signs, other = batch.positions[:, :1] + 2, batch.tokens.clone()  # b = - a ;
     other.scatter_(1, signs, sum(map(task.vocab.index, task.operations)) - batch.tokens.gather(1, signs))
     states, others = ([x for x, _ in model.layers(tokens, config.n_layer)] for tokens in (batch.tokens, other))
@@ -132,12 +133,12 @@ def patch(model, config, size=200):
             at = position.expand(-1, 1, x.size(-1))
             x = x.scatter(1, at, y.gather(1, at))
             for later in range(layer + 1, config.n_layer):
-                if config.carry != "none":
+                if config.carry == "none":
+                    x = F.layer_norm(x, x.shape[-1:]) if config.positions == "none" else x
+                    x, _ = model.blocks[0 if config.tied else later](x, batch.tokens, None, plan)
+                else:
                     (state, _), = model.layers(batch.tokens, 1, x)
                     x = hand_on(state)
-                    continue
-                x = F.layer_norm(x, x.shape[-1:]) if config.positions == "none" else x
-                x, _ = model.blocks[0 if config.tied else later](x, batch.tokens, None, plan)
             x = x.gather(1, batch.positions[..., None].expand(-1, -1, x.size(-1)))
             answers = (x if config.carry == "beliefs" else model.to_logits(x)).argmax(-1)
             flips[-1].append((answers != batch.values).float().mean(0).tolist())
@@ -145,7 +146,7 @@ def patch(model, config, size=200):
 
 
 def patched():
-    """{label: [config]} of flow.patch.json: models that follow the chain."""
+    """{label: [config of every seed]} of flow.patch.json: models that follow the chain, and one that may count."""
     default = dict(n_clauses=6, n_supervised=6, n_names=6, eval_every=150, out_dir="")
     begun = [replace(config_of("vanilla, untied", seed, **SENTENCES["whole"]),
                      init_from=mimicking("vanilla, untied", seed).out_dir) for seed in SEEDS]

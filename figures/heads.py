@@ -74,8 +74,7 @@ def prepare(configs):
     if any(config.init_from == MINILM for config in configs) and not os.path.exists(MINILM):
         raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
     models = [config for seed in SEEDS for config in sources(seed).values()]
-    runner.make_checkpoints(sorted(models + knocked_out(), key=lambda config: -config.max_steps))
-    runner.train_all(f"{NAME}.knockout", {"LEGO": knocked_out()}, knock_out)
+    runner.make_checkpoints(sorted(models, key=lambda config: -config.max_steps))
 
 
 def run(config):
@@ -157,8 +156,7 @@ def knock_out(config, size=1000):
     attention from left-hand sides, (L, H)}, "intact": accuracy of every variable, "without": the same without each head
     in turn, (L, H, n)}. The targets are the argument of its own clause and the definition of the variable before.
     """
-    config = replace(config, init_from=config.out_dir, out_dir="")
-    model = train.make_model(config)
+    model = train.make_model(replace(config, init_from=config.out_dir))
     batch = train.draw_test(config, size, train.make_generator(config, "heads"))
     sides, rows = batch.positions, torch.arange(size)[:, None]  # (B, n): left-hand sides in the order of the chain
     looks, found = {target: [] for target in TARGETS}, dict(intact=train.evaluate(model, batch, config)[1], without=[])
@@ -179,7 +177,8 @@ def knock_out(config, size=1000):
     for target in TARGETS:
         layer, head = best_of(looks[target])
         found["maps"][target] = maps[layer][head].tolist()
-    return dict(config=asdict(config), looks=looks, **found)
+    about = dict(hardware=show.hardware(torch.device("cpu")), torch=str(torch.__version__))
+    return dict(config=asdict(config), **about, looks=looks, **found)
 
 
 def top(run, kind):
@@ -209,7 +208,7 @@ def draw(models):
     shown = max(runs, key=lambda run: max(map(max, run["looks"]["variable before"])))
     symbols = [train.make_task(sources(0)["LEGO"]).vocab[i] for i in lego.encode(SENTENCE, lego.make_task("sign"))]
     figure, axes = show.picture(
-        "A head looks from a variable to the one before; without it 2 to 4 lose most on average", 2, 2, 11, 8.4,
+        "One head looks at the variable before; without it variables 2 to 4 lose most accuracy", 2, 2, 11, 8.4,
         f"vanilla attention, 6 clauses, 3 layers of 4 heads; above: two heads of seed {shown['config']['seed']} over "
         "a sentence; orange: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
         "over left-hand sides; text and MiniLM read LEGO sentences. Right: a dot is a seed, a bar the mean; the head "
@@ -239,5 +238,11 @@ def draw(models):
     return figure
 
 
+def main(arguments):
+    again = runner.is_again(arguments)
+    runner.train_all(f"{NAME}.knockout", {"LEGO": knocked_out()}, knock_out, runner.make_checkpoints, again)
+    runner.make(NAME, draw, groups, arguments, run, prepare)
+
+
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run, prepare)
+    lego.command_line(main)

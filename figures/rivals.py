@@ -32,7 +32,7 @@ from attention import make_plan
 from figures import benchmark, runner, show
 import lego
 import train
-from model import Transformer
+from model import Transformer, logits_at
 
 NAME = "rivals"
 SEEDS = range(5)
@@ -61,7 +61,7 @@ class Looped(Transformer):
 
 
 class TwoStates(Transformer):
-    """An answer y and a latent z, side by side (B, T, 2 C). A loop is a refinement of both."""
+    """An answer y and a latent z, side by side (B, T, 2 C). A loop refines both twice, once with gradient."""
 
     links_per_loop = 6  # the block is applied 6 times: two refinements of 3
 
@@ -93,7 +93,7 @@ class TwoStates(Transformer):
 
 
 class RandomDepth(TwoStates):
-    """In training the number of loops is random and only the last has a gradient."""
+    """In training the number of loops is random, and only the last refinement has a gradient."""
 
     def layers(self, tokens, n_loops=None, carried=None, padding_mask=None, need_weights=False):
         if not self.training:
@@ -186,8 +186,8 @@ def loops_at_test(config, model):
     n_loops = LOOPS // each if config.tied else config.n_layer
     right = {}
     for i, (x, _) in enumerate(model.layers(batch.tokens, n_loops)):
-        logits = model.to_logits(x).gather(1, batch.positions[..., None].expand(-1, -1, 2))
-        right[(i + 1) * each] = (logits.argmax(-1) == batch.values).all(1).float().mean().item()
+        answers = logits_at(model, x, batch.positions).argmax(-1)
+        right[(i + 1) * each] = (answers == batch.values).all(1).float().mean().item()
     return right if config.tied else {config.n_layer: right[max(right)]}
 
 
@@ -274,12 +274,12 @@ def draw_loops(axes, runs):
 
 def draw(runs):
     c, history = runs["beliefs"][0]["config"], runs["beliefs"][0]
+    asked = ", ".join(f"{size} of {n:,}" for size, n, _ in benchmark.TESTS["length"].values())
     figure, ((length, shapes, loops),) = show.picture(
         "At equal FLOPs only `state` has all chains of 1,000; so has the default after a tenth", 1, 3, 16, 5.6,
         f"All learn from chains and graphs of {c['n_clauses']} variables, {c['n_supervised']} labelled, for "
         f"{BUDGET / 1e12:g} TFLOP; dashed: the default as it is, for a tenth of that. A dot or a thin line is a seed, "
-        f"{len(SEEDS)} of each, a thick line the mean. {benchmark.TESTS['length']['chain of 1,000'][0]} sentences of "
-        f"1,000 links, 15 of 300, 40 of 100, 100 of 26, 200 of 6 and 12. {history['hardware']}, torch "
+        f"{len(SEEDS)} of each, a thick line the mean. Chains asked, by links: {asked}. {history['hardware']}, torch "
         f"{history['torch']}")
     draw_length(length, runs)
     draw_shapes(shapes, runs)

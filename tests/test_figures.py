@@ -56,6 +56,13 @@ def test_no_run_is_missing(name):
     assert all(all(runs) for runs in found.values())
 
 
+@pytest.mark.parametrize("name, groups", [
+    ("heads.knockout", lambda: {"LEGO": heads.knocked_out()}), ("flow.patch", flow.patched),
+    ("rivals.search", rivals.searches), ("rivals.steps", rivals.shorter)])
+def test_no_run_is_missing_beside_those_of_a_picture(name, groups):
+    assert all(all(runs) for runs in runner.found(name, groups()).values())
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_run_can_be_made(name):
     for configs in MODULES[name].groups().values():
