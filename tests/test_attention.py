@@ -1,4 +1,5 @@
 """attention.py: every implementation against a slow, independent one: odd sizes, padding, tokens that occur once."""
+import itertools
 import os
 import re
 import subprocess
@@ -335,6 +336,35 @@ def test_rope_turns_by_the_position_and_products_know_the_distance():
     for distance in (-3, 0, 2):
         products = (q @ k.T).diagonal(distance)
         torch.testing.assert_close(products, products[:1].expand_as(products), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "hybrid"])
+def test_rope_lets_heads_tell_positions_apart(kind):
+    """Of equal tokens a head looks at all alike, and with rope at some more, by their distance alone."""
+    x, tokens = torch.ones(1, 9, 8), torch.zeros(1, 9, dtype=torch.int64)
+    for rope in (False, True):
+        torch.manual_seed(0)
+        _, maps = make_attention(kind, 8, 2, rope=rope)(x, tokens, need_weights=True)
+        score = maps[0, 0].log()
+        assert (score.std() > 1e-3) == rope
+        torch.testing.assert_close(score[1:, 1:] - score[1:, 1:2], score[:-1, :-1] - score[:-1, :1])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 40, 300])
+@pytest.mark.parametrize("T", [1, 48, 49, 300])
+def test_parts_hold_every_row_once_and_cut_no_small_group(T, n_tokens):
+    """And they say which other parts hold a group of theirs."""
+    ids = torch.randint(n_tokens, (2, T)).sort(dim=1).values
+    first = torch.stack([torch.searchsorted(row, row) for row in ids])
+    last = torch.stack([torch.searchsorted(row, row, right=True) - 1 for row in ids])
+    for row, parts in zip(ids, attention.cut(first, last)):
+        held = [set(range(begin, end)) for begin, end, *_ in parts.tolist()]
+        assert sorted(itertools.chain(*held)) == list(range(T)) and max(map(len, held)) <= attention.TILE
+        for token in row.unique():
+            group = set((row == token).nonzero()[:, 0].tolist())
+            holders = [i for i, places in enumerate(held) if places & group]
+            assert len(holders) == 1 or len(group) > attention.TILE - attention.PART
+            assert all(parts[i, 2] <= holders[0] and holders[-1] <= parts[i, 3] for i in holders)
 
 
 def test_chained_moves_a_value_one_clause_in_one_layer_and_parallel_does_not():

@@ -296,7 +296,13 @@ def test_knocked_out_head_is_the_one_that_is_missed(tmp_path):
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     found = heads.knock_out(config, size=200)
     assert found["without"][0][0] == found["intact"] != found["without"][0][1]
-    assert all(0 < share < 1 for target in heads.TARGETS for share in found["looks"][target][0])
+    batch = train.draw_test(config, 200, train.make_generator(config, "heads"))
+    (_, maps), = train.make_model(replace(config, init_from=config.out_dir)).layers(batch.tokens, need_weights=True)
+    for target, pairs in {"own argument": [(row, i, i + 3) for row, at in enumerate(batch.positions) for i in at],
+                          "variable before": [(row, at[i], at[i - 1]) for row, at in enumerate(batch.positions)
+                                              for i in (1, 2, 3)]}.items():
+        expected = torch.stack([maps[row, :, i, j] for row, i, j in pairs]).mean(0)
+        assert found["looks"][target][0] == pytest.approx(expected.tolist(), abs=1e-5)
     assert len(found["maps"]["own argument"]) == 20 and history["config"] == asdict(config)
 
 
@@ -602,7 +608,8 @@ def test_gradients_of_a_rival_come_from_the_loops_that_its_paper_says(name, n_ap
     for seed in range(20):
         torch.manual_seed(seed)
         applied.clear()
-        train.Objective(model, config)(batch, None, loop)
+        _, n_due, _ = train.Objective(model, config)(batch, None, loop)
+        assert n_due == (batch.depths <= (1 if name == "state" else 3)).sum()  # one loop of TRM reaches all three
         assert sum(applied) == n_learning and applied[-1]
         counts.add(len(applied))
     assert counts == ({6, 12, 18} if name == "RSM" else {n_applied})

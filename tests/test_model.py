@@ -431,3 +431,10 @@ def test_bert_has_the_states_of_the_transformers_library(tmp_path, kind):
         theirs = reference(tokens, output_hidden_states=True).hidden_states[1:]
         for (ours, _), expected in zip(model.layers(tokens), theirs, strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)  # the other GELU differs by more
+
+
+@pytest.mark.parametrize("positions", ["rope", "none"])
+def test_dial_positions_gives_the_heads_rotary_ones(positions):
+    vanilla, hybrid = (train.make_model(train.Config(attention=kind, positions=positions)).blocks[0].attn
+                       for kind in ("vanilla", "hybrid"))
+    assert vanilla.rope == hybrid.vanilla.rope == (positions == "rope")
