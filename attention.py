@@ -156,32 +156,10 @@ def associate(v, plan):
         places = plan.sort_index[..., None].expand_as(x)
         y = plan.weight * torch.empty_like(x).scatter(1, places, sum_earlier(x.gather(1, places), plan.first))
     else:
-        y = SumOthers.apply(x.flatten(0, 1), plan.group, plan.weight.flatten(0, 1)).view(v.shape)
+        rows = x.flatten(0, 1)  # (B, T, C) -> (B T, C)
+        sums = torch.zeros_like(rows).index_add(0, plan.group, rows)
+        y = plan.weight * (sums.index_select(0, plan.group).view_as(x) - x)
     return y.to(v.dtype)
-
-
-class SumOthers(torch.autograd.Function):
-    """
-    For rows x (N, C), the sum of the other rows of the same group (N,), times weight (N, 1). As a matrix this is
-    symmetric, a group shares its weight: the backward pass is the forward pass applied to the gradient. It has no jvp:
-    with one, torch.compile would refuse it.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, group, weight):
-        sums = torch.zeros_like(x).index_add_(0, group, x)
-        # sub_, since new memory costs a CPU more than the sums; not mul_: compiled by torch 2.11, the gradient is wrong
-        return sums.index_select(0, group).sub_(x) * weight
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return SumOthers.apply(grad, *ctx.saved_tensors), None, None
 
 
 def sum_earlier(x, group):
@@ -269,17 +247,14 @@ class VanillaAttention(nn.Module):
         if self.causal:
             earlier = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
             mask = earlier if mask is None else mask & earlier
-        weights, dropout = None, self.dropout if self.training else 0.0
-        if need_weights:  # F.scaled_dot_product_attention never builds the map: the same by hand
-            scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5  # (B, H, T, T)
-            if mask is not None:
-                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-            weights = scores.softmax(-1) if mask is None else scores.softmax(-1) * mask  # 0 if there is only padding
-            y = F.dropout(weights, dropout) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         y = self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, C/H) -> (B, T, C)
-        return (y, weights) if need_weights else y
+        if not need_weights:
+            return y
+        scores = q @ k.transpose(-2, -1) / k.size(-1) ** 0.5  # (B, H, T, T), which fused attention never builds
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return y, scores.softmax(-1) * (1 if mask is None else mask)  # 0 if there is only padding
 
 
 def rotate(x):
