@@ -219,13 +219,6 @@ def rows_of_all_ranks(x):
     return torch.stack(parts, 1).flatten(0, 1)  # (B / N, N, ...) -> (B, ...)
 
 
-def told_to_stop(signals, step) -> bool:
-    """Whether any process has got a signal. Several processes ask each other every 10 steps, and stop together."""
-    if N_RANKS == 1 or step % 10:
-        return N_RANKS == 1 and bool(signals)
-    return bool(mean_of_ranks(torch.tensor(float(len(signals)))) > 0)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # sentences: what is drawn at a step is a function of the seed and the step, so a run can be resumed anywhere
 
@@ -451,7 +444,8 @@ def train(config, model=None, look=None, resume=False) -> dict:
     with lego.deferred_signals() as signals, bar:
         while True:
             # evaluate and save, with the clock stopped
-            evaluates, stops = evaluates_at(step, history, config), told_to_stop(signals, step)
+            evaluates = evaluates_at(step, history, config)
+            stops = mean_of_ranks(torch.tensor(float(len(signals)))) > 0  # a signal to one process stops all together
             if evaluates or stops:
                 check_finite(config, model, losses, step)  # waits for the GPU
                 seconds += time.perf_counter() - clock
