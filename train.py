@@ -94,7 +94,7 @@ class Config:
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it
     # optimisation
     batch_size: int = 64  # sentences per step, over all processes
-    n_train: int = 0  # repeat the batches of a fixed set of this many sentences; 0: new ones all the time
+    n_train: int = 0  # repeat a fixed set of this many sentences, with a carry after one batch more; 0: new ones
     unknown_weight: float = 0.2  # carry: weight of the loss that keeps a value uniform until it is due; 0: off
     max_steps: int = 300
     stop_at: float = 0.0  # stop when every variable has this accuracy, mean of 5 evaluations; 0: never
@@ -121,7 +121,7 @@ class Config:
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
         is_short = self.n_clauses - self.n_distractor < self.n_supervised  # the labelled variables may be fewer
-        varied = self.min_clauses or is_short or self.drop_clause or self.n_train  # then no carry
+        varied = self.min_clauses or is_short or self.drop_clause  # then no carry
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)
         if self.branch == -1:
@@ -147,7 +147,7 @@ RULES = """
     dtype in ("float32", "bfloat16")
     drop_clause == 0 or (min_clauses or n_clauses) > 1  # a clause must remain
     drop_clause == 0 or branch == 0  # of a chain
-    carry == "none" or not (min_clauses or drop_clause or n_train or task in ("words", "mimic"))
+    carry == "none" or not (min_clauses or drop_clause or task in ("words", "mimic"))
     carry == "none" or n_supervised <= n_clauses - n_distractor
     task != "mimic" or (attention == "vanilla" and n_head > 1)
 """
@@ -240,8 +240,8 @@ def make_task(config, device="cpu"):
 
 def draw_sentences(config, size, step, device) -> lego.Batch:
     """The training sentences of a step; only labelled variables are asked for."""
-    if config.n_train:  # a fixed set: every epoch has the same batches
-        step %= config.n_train // config.batch_size
+    if config.n_train:  # a fixed set: every epoch has the same batches; with a carry a sentence stays for n_layer steps
+        step %= config.n_train // config.batch_size * (1 if config.carry == "none" else config.n_layer)
     task, generator = make_task(config, device), make_generator(config, "sentences", step, device)
     if config.task == "words":
         return lego.sample_words(task, size, config.n_tokens, generator)
