@@ -56,7 +56,7 @@ class Plan:
     implementation: str  # dense, segment or triton
     causal: bool
     padding_mask: torch.Tensor | None
-    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 0 where there are none
+    weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 1 where there are none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the attention map
     sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of a sentence, sorted by token ...
     first: torch.Tensor | None = None  # ... and (B, T), the place of the first of its group of identical tokens
@@ -101,7 +101,7 @@ def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) ->
     last = torch.searchsorted(first, first, right=True) - 1  # ... and of the last
     others = (place if causal else last) - first
     in_text_order = lambda x: torch.empty_like(x).scatter_(1, sort_index, x)
-    weight = blank(in_text_order((others > 0) / others.clamp(min=1).float())[..., None], padding_mask)
+    weight = in_text_order(others.clamp(min=1).float().reciprocal())[..., None]
     if implementation == "triton":
         parts = cut(first, last).int()
         return Plan(implementation, causal, padding_mask, weight, None, sort_index.int(), first.int(), parts)
@@ -134,8 +134,8 @@ def target_maps(tokens):
 def associate(v, plan):
     """
     The mean of v (B, T, C) over the other positions with the same token, 0 where there are none; if the plan is causal,
-    over those before. `segment` subtracts a position's own value from a sum in float32: of values 1 and 1e8 the second
-    position reads 0. Raises ValueError if the plan is for tokens of another shape.
+    over those before. `segment` sums in float32 and subtracts the own value, so what is small beside it is lost: of
+    values 1 and 1e8 the second position reads 0. Raises ValueError if the plan is for tokens of another shape.
 
     >>> tokens, v = torch.tensor([[7, 8, 7, 7]]), torch.tensor([[[1.], [2.], [3.], [5.]]])
     >>> associate(v, make_plan(tokens)).flatten().tolist()
@@ -274,7 +274,7 @@ class LegoAttention(nn.Module):
     """
     The two patterns hard-coded: no query, no key, no softmax.
 
-    association_share of the channels pass association, the others do not. `chained`: then all channels pass the
+    association_share of the channels go through association, the others do not. `chained`: then all go through the
     convolution, so a value that arrives at a variable moves on inside its clause, and one layer follows one link of the
     chain. Not chained (parallel): only the other channels pass the convolution, the patterns stand side by side as
     heads do, and a link takes two layers. A kernel of 7 positions spans a clause from its variable. The attention map

@@ -277,27 +277,25 @@ def solve(text, task) -> dict[str, str | None]:
 
     Raises ValueError quoting the clause for a variable assigned twice, and for a circle.
     """
-    left, values = {}, {task.root_symbol: task.values[0]}
+    clauses = {}
     for variable, operation, argument in parse(text, task):
-        if variable in left:
+        if variable in clauses:
             raise ValueError(f"clause '{write_clause(variable, operation, argument)}': {variable} is assigned a second "
                              f"time, expected once")
-        left[variable] = operation, argument
+        clauses[variable] = operation, argument
+    values = {argument: None for _, argument in clauses.values() if argument not in clauses}  # never assigned
+    values[task.root_symbol] = task.values[0]
+    left = dict(clauses)
     while reached := [variable for variable, (_, argument) in left.items() if argument in values]:
         for variable in reached:
             operation, argument = left.pop(variable)
-            x = task.action[task.operations.index(operation), task.values.index(values[argument])]
-            values[variable] = task.values[x]
-    del values[task.root_symbol]
-    undetermined = []  # they follow from an argument that is never assigned; what is left then are circles
-    while reached := [v for v, (_, argument) in left.items() if argument not in left]:
-        for variable in reached:
-            del left[variable]
-        undetermined += reached
+            x = values[argument]
+            values[variable] = x and task.values[task.action[task.operations.index(operation), task.values.index(x)]]
     for variable, (operation, argument) in left.items():
         raise ValueError(f"clause '{write_clause(variable, operation, argument)}': following the arguments from here "
                          f"runs in a circle, expected to reach the root {task.root_symbol}")
-    return values | dict.fromkeys(undetermined)
+    values = {variable: value for variable, value in values.items() if variable in clauses}
+    return dict(sorted(values.items(), key=lambda item: item[1] is None))  # those without a value last
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -371,13 +369,11 @@ def read_docstrings() -> list[str]:
                  for path in sorted(Path(location).rglob("*.py"))]
         texts = []
         for path in tqdm(paths, desc="reading docstrings", leave=False, disable=not sys.stderr or None):
-            nodes = []
             with suppress(SyntaxError, ValueError):
-                nodes = ast.walk(ast.parse(path.read_bytes()))
-            for node in nodes:
-                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                    lines = (ast.get_docstring(node) or "").splitlines()
-                    texts.append("\n".join(line for line in lines if not line.lstrip().startswith((">>>", "..."))))
+                for node in ast.walk(ast.parse(path.read_bytes())):
+                    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                        lines = (ast.get_docstring(node) or "").splitlines()
+                        texts.append("\n".join(line for line in lines if not line.lstrip().startswith((">>>", "..."))))
         write(cache, lambda beside: beside.write_text(json.dumps(texts)))
     return json.loads(cache.read_text())
 
@@ -404,7 +400,7 @@ def sample_words(corpus, batch_size, n_tokens, generator=None, held_out=False, h
 
 
 def expect(ok, message):
-    """For what a file holds. Unlike an assert, it stays under python -O."""
+    """Raises ValueError(message) unless ok. Unlike an assert, it stays under python -O."""
     if not ok:
         raise ValueError(message)
 

@@ -22,6 +22,7 @@ import math
 import os
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,17 +32,6 @@ import torch.nn.functional as F
 
 from attention import make_attention, make_plan, target_maps
 from lego import IGNORE, expect, one_line
-
-
-class MLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU("tanh" if config.n_factor else "none")
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
-
-    def forward(self, x):
-        return self.down(self.gelu(self.up(x)))
 
 
 class Block(nn.Module):
@@ -55,7 +45,9 @@ class Block(nn.Module):
                                    rope=config.positions == "rope", association_share=config.association_share,
                                    chained=config.chained)
         self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = nn.Sequential(OrderedDict(
+            up=nn.Linear(config.n_embd, 4 * config.n_embd), gelu=nn.GELU("tanh" if config.n_factor else "none"),
+            down=nn.Linear(4 * config.n_embd, config.n_embd)))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
@@ -133,16 +125,14 @@ class Transformer(nn.Module):
         if config.carry != "none" and carried is None:
             carried = self.nothing_known(tokens)
         for i in range(n_loops):
-            if config.carry == "beliefs":
-                x = self.dropout(embedded + carried @ self.value_embedding.weight)
-            elif config.carry == "state":
-                x = self.dropout(embedded + carried)
-            if config.positions == "none":  # else a state that grows from loop to loop would drown the block's writes
+            if config.carry != "none":
+                carried = self.hand_on(x) if i else carried
+                added = carried @ self.value_embedding.weight if config.carry == "beliefs" else carried
+                x = self.dropout(embedded + added)
+            if config.positions == "none":  # a state that grows from layer to layer would drown what the block adds
                 x = F.layer_norm(x, x.shape[-1:])
             x, weights = self.blocks[0 if config.tied else i](x, tokens, padding_mask, plan, need_weights)
             yield x, weights
-            if config.carry != "none" and i + 1 < n_loops:
-                carried = self.hand_on(x)
 
     def nothing_known(self, tokens):
         """What the first loop is handed: the belief that every value is as likely as any other, or a state of 0."""
@@ -188,7 +178,8 @@ class Transformer(nn.Module):
                     there[name] = here[name]
         if (name := "position_embedding.weight") in here:
             there[name] = there[name][: len(here[name])]
-        rows, name = here["token_embedding.weight"].clone(), "token_embedding.weight"
+        name = "token_embedding.weight"
+        rows = here[name].clone()
         for row, symbol in zip(rows, symbols):
             if symbol in vocab:
                 row[:] = there[name][min(vocab.index(symbol), len(there[name]) - 1)]
@@ -218,7 +209,7 @@ def logits_at(model, x, positions):
 
 
 def loss_of(model, batch, n_loops=None):
-    """The sum of the cross-entropies of all labels after the last layer, in nats, their number, and the logits."""
+    """After the last layer: the summed cross-entropy of all labels in nats, the number of labels, and the logits."""
     *_, (x, _) = model.layers(batch.tokens, n_loops)
     logits = logits_at(model, x, batch.positions).float()  # (B, n, n_out)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.values.flatten(), ignore_index=IGNORE, reduction="sum")
@@ -235,11 +226,11 @@ def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
 
     A label is due when so many loops can have reached it: one loop follows one link, so a variable of depth d is due
     after d loops (or d / links_per_loop). Before, the model should say that it knows nothing: its prediction is pulled,
-    with unknown_weight, to equal probabilities. Unasked, it would say anything with certainty, and outvote the one
-    place in the sentence where the variable is known.
+    with unknown_weight, to equal probabilities. Without this it guesses with certainty, and as association takes the
+    mean over all places of a variable, guesses outvote the one place where its value is known.
     """
-    nothing = model.nothing_known(batch.tokens)
-    carried = nothing if carried is None else torch.where((loop == 1)[:, None, None], nothing, carried)
+    if carried is not None:
+        carried = torch.where((loop == 1)[:, None, None], model.nothing_known(batch.tokens), carried)
     (x, _), = model.layers(batch.tokens, 1, carried)
     log_p = logits_at(model, x, batch.positions).float().log_softmax(-1)  # (B, n, n_out)
     due = batch.depths <= model.links_per_loop * loop[:, None]  # (B, n)

@@ -14,7 +14,7 @@ Trains a Transformer on LEGO and plots the test accuracy of every variable.
 A step makes one loop for every sentence, forward and backward, from what the sentence's loop before has handed on.
 Sentences of all ages stand side by side; one that has had n_layer loops leaves, and a new one comes:
 
-    step     sentence 1      sentence 2      sentence 3      a label is due when so many loops can reach it
+    step     sentence 1      sentence 2      sentence 3      at loop k the labels of depth k or less are due
       7      loop 3 of 9     loop 9 of 9     loop 1 of 9
       8      loop 4          NEW, loop 1     loop 2
       9      loop 5          loop 2          loop 3
@@ -23,8 +23,8 @@ Models that hand on nothing, BERT and ALBERT, make all their layers in one step 
 Writes checkpoint.pt and history.json into `out_dir` at every evaluation and when stopped, and a plot at the end.
 
 A carry from step to step, in which a finished example makes room for a new one, is HRM's and TRM's (arXiv 2506.21734,
-2510.04871); cutting all gradients to the past is also the Recursive Stem Model's (2603.15641). That the carry holds
-beliefs, that a step is one loop, and when a label is due are ours.
+2510.04871); cutting all gradients to the past is also the Recursive Stem Model's (2603.15641). Ours: the carry holds
+beliefs, a step is one loop, a label waits until it is due.
 """
 import json
 import math
@@ -72,25 +72,25 @@ class Config:
     n_names: int = 0  # variables to draw from, up to 1024: a to z, then v26, v27, ...; 0: 26, or n_clauses if more
     branch: float = -1.0  # training sentences are 0: chains, up to 1: any graph; -1: 1, or 0 for vanilla or drop_clause
     min_clauses: int = 0  # draw the clauses of each training batch from here to n_clauses; 0: always n_clauses
-    n_distractor: int = 0  # of which up to so many, drawn for each batch, form a second chain without labels
+    n_distractor: int = 0  # up to this many of the clauses, drawn for each batch, form a second chain without labels
     drop_clause: float = 0.0  # share of training batches whose sentences lack a random clause
     corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
     n_tokens: int = 128  # words: T
     # model
     init_from: str = ""  # start from the weights in a folder, another run's out_dir or a BERT's, and take its shape
-    attention: str = "lego"  # lego, vanilla, or hybrid: half of the heads of either kind
+    attention: str = "lego"  # lego, vanilla, or hybrid: half of the channels vanilla heads, the others LEGO
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 0  # blocks; tied: loops of the one block; 0: one for each labelled link, and 3 to spare
-    carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if it can
+    carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if chained
     n_embd: int = 64  # width C
     n_factor: int = 0  # width of the embeddings, widened to C, and GELU by tanh (ALBERT: 128); 0: C, GELU
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # BERT: 1e-12
     init_std: float = 0.1  # of all weights; BERT: 0.02
-    positions: str = ""  # learned (BERT); none, or rope for vanilla heads: any length will do; "": learned for these
+    positions: str = ""  # learned (BERT); none, or rope for vanilla heads: any length will do; "": learned for vanilla
     n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
-    association_share: float = 0.5  # lego, hybrid: share of the channels that pass association
+    association_share: float = 0.5  # lego, hybrid: share of the channels that go through association
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it
     # optimisation
     batch_size: int = 64  # sentences per step, over all processes
@@ -108,7 +108,7 @@ class Config:
     ema: float = 0.95  # decay of the averaged weights, which are tested and saved; 0: the last weights
     seed: int = 0
     # evaluation and files
-    eval_every: int = 5  # steps; without stop_at, 10 times as many once every variable is right
+    eval_every: int = 5  # steps between evaluations; 10 times as many once all is right, unless stop_at is set
     eval_size: int = 100  # new sentences at each evaluation
     out_dir: str = "out"  # "": write no files of the run
     # machine
@@ -198,8 +198,8 @@ def pick_device(name) -> torch.device:
 # ----------------------------------------------------------------------------------------------------------------------
 # several processes, started by torchrun: each draws the same batch, takes its rows, and gets the mean gradient
 
-RANK, N_RANKS = (int(os.environ[name]) if dist.is_torchelastic_launched() else default
-                 for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+RANK = int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+N_RANKS = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 MINE = slice(RANK, None, N_RANKS)  # the rows of a batch that are this process's
 
 
@@ -253,8 +253,7 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
     branch = torch.rand(size, generator=generator, device=device, dtype=torch.float32) ** 3 if config.branch else 0.0
     batch = lego.sample(task, size, n, generator, config.branch * branch, None, n_distractor, drop,
                         arguments=config.carry != "none")
-    n_labels = config.n_supervised if has_variables(config) else 0
-    asked = torch.arange(batch.positions.size(1), device=device) % n < n_labels
+    asked = torch.arange(batch.positions.size(1), device=device) % n < config.n_supervised
     return lego.Batch(batch.tokens, *(x[:, asked] for x in batch[1:]))
 
 
@@ -353,7 +352,7 @@ class Objective(nn.Module):
 
 def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest; AdamW for all if muon_lr is 0."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2 and config.muon_lr]
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if config.muon_lr else []
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
     if matrices:
@@ -426,7 +425,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     flops_of_step = {}  # by the shape of the batch, counted once for each
     if resume:
         (step, losses, seconds, flops, tokens), carried = restore(config, model, averaged, optimizers, history)
-        for i in range(max(0, step - config.n_layer), step):  # sentences stay for so many steps
+        for i in range(max(0, step - config.n_layer), step):  # in n_layer steps every sentence is replaced
             batch, _ = draw_batch(config, i, batch, device)
     if config.compile:
         with one_line("compile=True: expected a machine where torch.compile works"):
@@ -462,9 +461,10 @@ def train(config, model=None, look=None, resume=False) -> dict:
                         history.setdefault("looks", []).append(look(averaged.module, config))
                     if RANK == 0:
                         bar.write(show.report(history))
-                progress = (step, losses, seconds, flops, tokens), rows_of_all_ranks(carried)
+                carried_by_all = rows_of_all_ranks(carried)
                 if RANK == 0 and config.out_dir and step:  # at step 0 the files of the last run are worth more
-                    save(config, model, averaged, optimizers, history, *progress)
+                    progress = step, losses, seconds, flops, tokens
+                    save(config, model, averaged, optimizers, history, progress, carried_by_all)
                 clock = time.perf_counter()
             if step >= config.max_steps or reached_stop_at(history):
                 break
