@@ -58,8 +58,8 @@ class Plan:
     padding_mask: torch.Tensor | None
     weight: torch.Tensor  # (B, T, 1) float32: 1 / number of positions that the mean is over, 1 where there are none
     matrix: torch.Tensor | None = None  # dense: (B, T, T) float32, the attention map
-    sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of a sentence, sorted by token ...
-    first: torch.Tensor | None = None  # ... and (B, T), the place of the first of its group of identical tokens
+    sort_index: torch.Tensor | None = None  # segment, triton: (B, T), the positions of a sentence, sorted by token
+    first: torch.Tensor | None = None  # segment, triton: (B, T), for each of them where its group of tokens begins
     parts: torch.Tensor | None = None  # triton: (B, N, 4), the rows of each program: see `cut`
     group: torch.Tensor | None = None  # segment: (B T,), the group of each position, in text order
 

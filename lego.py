@@ -69,8 +69,8 @@ class Task:
 
     name: str
     operations: tuple[str, ...]  # the symbols of G
-    values: tuple[str, ...]  # the symbols of X; values[0] is the root element ...
-    root_symbol: str  # ... which a clause writes like this
+    values: tuple[str, ...]  # the symbols of X; values[0] is the root element
+    root_symbol: str  # how a clause writes the root element
     action: torch.Tensor  # (|G|, |X|) int64: action[g, x] is the index of g.x
     names: tuple[str, ...]  # the variables: a to z, then v26, v27, ...
 
@@ -135,7 +135,7 @@ class Batch(NamedTuple):
     """A batch of sentences and what is asked about each of them, in order of depth."""
 
     tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
-    positions: torch.Tensor  # (B, n) int64: where to read, first of all where each variable is defined (0: dropped)
+    positions: torch.Tensor  # (B, n) int64: where to read: left-hand sides, then arguments if asked; 0 if dropped
     values: torch.Tensor  # (B, n) int64: what to find there, index into task.values; IGNORE where there is no label
     depths: torch.Tensor  # (B, n) int64: how many links lead from the root to it
 
@@ -168,12 +168,12 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
         raise ValueError(f"drop={drop}: expected chain indices from 0 to {n - 1}, and None for 1 clause or branches")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
 
-    # the graph: column 0 is the root, column i + 1 variable i
+    # the graph: column 0 is the root, column i + 1 variable i; so in a chain the argument of variable i is column i
     place = torch.arange(N, device=device)
     if parents is None:
         branch = torch.as_tensor(branch, device=device, dtype=torch.float32).expand(B)[:, None]
         parents = torch.where(rand(B, N) < branch, (rand(B, N) * (place + 1)).long(), place)  # (B, N)
-        parents[:, n:] = place[n:].where(place[n:] > n, 0)
+        parents[:, n:] = place[n:].where(place[n:] > n, 0)  # the second chain, from the root
     else:
         parents = torch.as_tensor(parents, device=device).expand(B, N)
     operations = torch.randint(len(task.operations), (B, N), generator=generator, device=device)
@@ -191,7 +191,7 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     if drop is not None:
         key.scatter_(1, drop[:, None], 2.0)
         values[:, 1:] = values[:, 1:].masked_fill(place >= drop[:, None], IGNORE)
-    order = key.argsort(1)  # (B, N): order[b, place] is a variable, its inverse the places
+    order = key.argsort(1)  # (B, N): order[b, i] is the variable of clause i; argsort of it, the clause of a variable
     positions = TOKENS_PER_CLAUSE * order.argsort(1)
     tokens = clauses.gather(1, order[..., None].expand_as(clauses)).flatten(1)  # (B, N, 5) -> (B, 5 N)
     if drop is not None:

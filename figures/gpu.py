@@ -100,7 +100,7 @@ def step(device, size, end, save):
     models = speed.models(size["step"])
     for name, model in ((name, models[name]) for name in MODELS if name in models):
         if name.startswith("ours"):
-            found["flops"][name] = train.count_flops(lambda: speed.forward(model.to(device), size["step"], device))
+            found["flops"][name] = speed.flops_of(model.to(device), size["step"], device)
         run = speed.step_of(model, size["step"], device, dtype, compiled=device.type == "cuda")
         found["ms"][name] = 1e3 * speed.medians({"step": run}, device, size["rounds"])["step"]
         save(found)

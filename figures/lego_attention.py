@@ -102,11 +102,6 @@ def prepare(configs):
         runner.save(f"{NAME}.table", measure())
 
 
-def forward(model, tokens):
-    """All layers, without the head; with the attention maps, for the counter knows nothing of fused attention."""
-    *_, _ = model.layers(tokens, need_weights=True)
-
-
 def measure(n_tokens=8192, rounds=5):
     """Parameters, FLOPs and training tokens/s of each variant at each length; those of one length take turns."""
     device = train.pick_device("auto")
@@ -129,7 +124,7 @@ def measure(n_tokens=8192, rounds=5):
                 loss.item()
                 times[variant].append(time.perf_counter() - start)
         numbers["rows"] += [dict(variant=variant, T=T, n_parameters=model.n_parameters(),
-                                 flops_per_token=train.count_flops(lambda: forward(model, batch.tokens)) / 3 / n_tokens,
+                                 flops_per_token=train.count_flops(lambda: [*model.layers(batch.tokens)]) / 3 / n_tokens,
                                  tokens_per_second=n_tokens / statistics.median(times[variant][1:]))
                             for variant, model in built.items()]
     return numbers
