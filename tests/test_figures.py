@@ -20,8 +20,8 @@ import figures
 import lego
 import train
 from attention import associate, identical_tokens, make_plan
-from figures import (benchmark, extrapolation, flow, generalisation, gpu, heads, kernels, learning, lego_attention,
-                     pretraining, rivals, runner, shortcut, show, speed)
+from figures import (benchmark, composition, extrapolation, flow, generalisation, gpu, heads, kernels, learning,
+                     lego_attention, pretraining, rivals, runner, shortcut, show, speed)
 
 MODULES = {module.name: importlib.import_module(f"figures.{module.name}")
            for module in pkgutil.iter_modules(figures.__path__)}
@@ -560,7 +560,7 @@ def test_readme_and_notebook_quote_the_numbers():
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
                  *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
-                 *extrapolation.taken(runs),
+                 *extrapolation.taken(runs), *composition.words(runner.load("composition")),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
