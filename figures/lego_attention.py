@@ -105,6 +105,7 @@ def prepare(configs):
 def measure(n_tokens=8192, rounds=5):
     """Parameters, FLOPs and training tokens/s of each variant at each length; those of one length take turns."""
     device = train.pick_device("auto")
+    count = lambda model, batch: train.count_flops(lambda: [*model.layers(batch.tokens)])
     numbers = dict(hardware=show.hardware(device), torch=torch.__version__, n_tokens=n_tokens, rows=[])
     for T in LENGTHS:
         dials = {variant: replace(on_words(variant, 1), n_tokens=T, batch_size=n_tokens // T)
@@ -124,7 +125,7 @@ def measure(n_tokens=8192, rounds=5):
                 loss.item()
                 times[variant].append(time.perf_counter() - start)
         numbers["rows"] += [dict(variant=variant, T=T, n_parameters=model.n_parameters(),
-                                 flops_per_token=train.count_flops(lambda: [*model.layers(batch.tokens)]) / 3 / n_tokens,
+                                 flops_per_token=count(model, batch) / 3 / n_tokens,
                                  tokens_per_second=n_tokens / statistics.median(times[variant][1:]))
                             for variant, model in built.items()]
     return numbers
