@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 import figures
 import lego
 import train
-from attention import associate, identical_tokens, make_plan
-from figures import (benchmark, composition, extrapolation, flow, generalisation, gpu, heads, kernels, learning,
-                     lego_attention, pretraining, rivals, runner, shortcut, show, speed)
+from attention import Manipulation, associate, identical_tokens, make_plan
+from figures import (benchmark, composition, convolution, extrapolation, flow, generalisation, gpu, heads, kernels,
+                     learning, lego_attention, pretraining, rivals, runner, shortcut, show, speed)
 
 MODULES = {module.name: importlib.import_module(f"figures.{module.name}")
            for module in pkgutil.iter_modules(figures.__path__)}
@@ -58,7 +58,7 @@ def test_no_run_is_missing(name):
 
 @pytest.mark.parametrize("name, groups", [
     ("heads.knockout", lambda: {"LEGO": heads.knocked_out()}), ("flow.patch", flow.patched),
-    ("rivals.search", rivals.searches), ("rivals.steps", rivals.shorter)])
+    ("rivals.search", rivals.searches), ("rivals.steps", rivals.shorter), ("convolution.search", convolution.searches)])
 def test_no_run_is_missing_beside_those_of_a_picture(name, groups):
     assert all(all(runs) for runs in runner.found(name, groups()).values())
 
@@ -325,6 +325,24 @@ def test_ablated_heads_look_everywhere_alike_and_stay_so(tmp_path):
     assert torch.equal(before[0, :, [0, 2, 3]], intact[0, :, [0, 2, 3]])
 
 
+@pytest.mark.parametrize("behind", ["value", "query, key, value"])
+def test_convolution_begins_beside_the_identity_and_looks_three_positions_on_either_side(behind):
+    config = convolution.Convolved(**{**TINY, "attention": "vanilla", "n_head": 2, "n_layer": 1, "behind": behind})
+    tokens = lego.sample(lego.make_task("sign"), 4, 3).tokens
+    plain, model = train.make_model(config), convolution.convolve(train.make_model(config), config)
+    assert not torch.allclose(model(tokens), plain(tokens), atol=1e-4)
+    convolutions = [module for module in model.modules() if isinstance(module, Manipulation)]
+    assert len(convolutions) == len(behind.split())
+    impulse = torch.zeros(1, 9, 16).index_fill(1, torch.tensor(4), 1)
+    reached = convolutions[0](impulse).abs().sum(-1) > 0
+    assert reached.tolist() == [[False] + [True] * 7 + [False]]
+    for module in convolutions:
+        identity = torch.zeros_like(module.conv.weight).index_fill(-1, torch.tensor(3), 1)
+        assert 0.05 < (module.conv.weight - identity).std() < 0.2
+        module.conv.weight.data[:] = identity
+    torch.testing.assert_close(model(tokens), plain(tokens))
+
+
 def answers_of(rule):
     """What a stand-in for model.predict answers: the value of the whole sentence's count, or of the chain followed."""
     def predict(model, batch, n_loops):
@@ -561,6 +579,7 @@ def test_readme_and_notebook_quote_the_numbers():
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
                  *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
                  *extrapolation.taken(runs), *composition.words(runner.load("composition")),
+                 *convolution.words(runner.load("convolution")),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.lowest(runs) in notebook.replace("\n", " ")
