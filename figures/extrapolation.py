@@ -68,16 +68,6 @@ def ask(model, task, size, n, graph, generator):
     return map(torch.cat, zip(*parts))
 
 
-@torch.no_grad()
-def keeps(model, task, generator, n=26, n_loops=260, size=15):
-    """After every loop the share of right ones among the variables of chains that so many loops can reach, (L,)."""
-    batch, share = lego.sample(task, size, n, generator), []
-    for loop, (x, _) in enumerate(model.layers(batch.tokens, n_loops), 1):
-        right = logits_at(model, x, batch.positions).argmax(-1) == batch.values  # (B, n)
-        share.append(right[:, :loop].float().mean().item())
-    return share
-
-
 def run(config):
     """
     Trains a model and asks it the sentences of TESTS; the history of the run, with
@@ -85,7 +75,6 @@ def run(config):
         asked    {test: [number of sentences, of those right in all variables, accuracy of the worst variable]}
         hubs     {test: [share of right sentences for every value of the hub]}, for stars
         taken    {test: [[sentences in which so many clauses take one variable, those of them that are right], ...]}
-        keeps    as the function
     """
     model = train.make_model(config)
     history = train.train(config, model)
@@ -100,7 +89,6 @@ def run(config):
         history["taken"][name] = [[int((taken == k).sum()), int(right[taken == k].all(1).sum())] for k in range(n + 1)]
         if "star" in name:  # the hub is the first variable
             history["hubs"][name] = [right[first == x].all(1).float().mean().item() for x in range(len(task.values))]
-    history["keeps"] = [round(share, 4) for share in keeps(model, lego.make_task(config.task, 26), generator)]
     return history
 
 
@@ -128,12 +116,6 @@ def ablations(runs):
     """Lines of figures/README.md: sentences right in %, of every seed, for the variants of the default."""
     return [f"{test:<20}{label:<30}" + ", ".join(f"{percent(history, test):.3g}" for history in runs[label])
             for test in FEW for label in VARIANTS if label in runs and label != "d3"]
-
-
-def lowest(runs):
-    """In words, for figures/README.md: the least that each seed keeps of what its loops can reach."""
-    return "; ".join(f"{label} " + ", ".join(f"{100 * min(history['keeps']):.3g}" for history in runs[label]) + "%"
-                     for label in ("default", "state handed on"))
 
 
 def headline(runs):
