@@ -5,11 +5,12 @@ Claim (the paper's): in some settings the model finds a shortcut, which impairs 
 prevent it. In `sign` the last variable of a whole chain is the parity of all minus signs: it can be had by counting,
 without a look at any name. No other variable can, and none in `d3`, where the order matters.
 
-    python -m figures.shortcut          38 runs, 90 minutes on 2 cores
+    python -m figures.shortcut          49 runs, 1.2 hours on 2 cores
 
-`--preset=vanilla` (6 clauses over 6 names, all labelled, 3 layers, width 64) for 2,400 steps, 5 seeds, and with each
-cure, 3 seeds; LEGO attention untied for 600 steps, tied as in train.py for 300; d3 with batches of 256 for 2,000. As
-they train, `interfere` asks the models about sentences where counting fails.
+Vanilla attention, 6 layers, width 64, 6 clauses over 6 names, all labelled, 1,600 steps of 128 sentences, 5 seeds: as
+it is, and with each cure. LEGO attention, 3 seeds: untied for 600 steps, tied as in train.py for 300. As they train,
+`interfere` asks the models about sentences where counting fails: beside a second chain, which brings a second root, and
+with a branch, which brings none: two clauses take the same variable.
 """
 import torch
 
@@ -19,63 +20,66 @@ import train
 
 NAME = "shortcut"
 SEEDS = range(5)
-N_DISTRACTOR = 2  # clauses of the second chain that a test puts in the place of the last two of the first
+TESTS = {  # sentences of 6 clauses in which the count is wrong for the deepest of `n` variables: what is special
+    "branch": dict(n=6, parents=[0, 1, 2, 3, 4, 2]),
+    "beside": dict(n=4, n_distractor=2),
+}
 
 
-def dials(**more):
-    """Every one of six variables labelled, over six names: the compact BERT of generalisation.py, run for longer."""
-    return {**train.PRESETS["vanilla"], "stop_at": 0.0, "out_dir": "", "max_steps": 2400, "eval_every": 100, **more}
+def vanilla(**dials):
+    """Six variables, all labelled, over six names: the compact BERT of train.py, twice as deep."""
+    return train.Config(**{**train.PRESETS["vanilla"], "n_layer": 6, "stop_at": 0.0, "out_dir": "", "max_steps": 1600,
+                           "eval_every": 100, **dials})
 
 
 def mimicking(seed):
     """What the cure `mimicking` begins from: 300 steps of attending as the two patterns do, without a label."""
-    return train.Config(**dials(task="mimic", lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300, seed=seed,
-                                out_dir=f"out/shortcut-mimicking-{seed}"))
+    return vanilla(task="mimic", lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300, seed=seed,
+                   out_dir=f"out/shortcut-mimicking-{seed}")
 
 
 LEGO = dict(n_clauses=6, n_supervised=6, n_names=6, out_dir="", eval_every=50)
 UNTIED_LEGO = dict(LEGO, tied=False, branch=0.0, n_layer=6, batch_size=128, eval_size=500, schedule="constant",
                    max_steps=600)
 CURES = {  # label: in the words of the picture
-    "nothing": "no cure: vanilla, whole chains",
-    "distractors": "second chains in training",
-    "lengths": "chains of 2 to 6 clauses",
-    "dropped": "every other batch lacks a clause",
-    "tying": "tied layers",
-    "mimicking": "begun from mimicking",
-    "mimicking, distractors": "... and second chains in training",
-    "untied LEGO": "LEGO attention, untied",
+    "nothing": "vanilla, whole chains",
+    "mimicking": "... begun from mimicking",
+    "distractors": "vanilla, second chains",
+    "branches": "vanilla, branches",
+    "mimicking, branches": "... begun from mimicking",
+    "untied LEGO": "LEGO, untied, whole chains",
     "state": "LEGO, tied: hands on its state",
     "beliefs": "LEGO, tied: hands on beliefs",
-    "beliefs, graphs": "... and graphs in training: train.py",
+    "beliefs, graphs": "... and graphs: train.py",
+}
+SHALLOW = {  # of an earlier version, with 3 layers and without the test of branches: in figures/README.md alone
+    "chains of 2 to 6": dict(min_clauses=2, max_steps=2400),
+    "lacking a clause": dict(drop_clause=0.5, max_steps=2400),
+    "tied layers": dict(tied=True, carry="none", max_steps=2400),
+    "d3": dict(task="d3", batch_size=256, max_steps=2000),
 }
 
 
 def groups():
     """{label: [config of every seed]}"""
-    three = SEEDS[:3]
-    beside = dict(n_distractor=N_DISTRACTOR)
-    begun = {seed: dict(seed=seed, init_from=mimicking(seed).out_dir) for seed in three}
+    begun = {seed: dict(seed=seed, init_from=mimicking(seed).out_dir) for seed in SEEDS}
+    of_lego = {"untied LEGO": UNTIED_LEGO, "state": dict(LEGO, carry="state", branch=0.0),
+               "beliefs": dict(LEGO, carry="beliefs", branch=0.0), "beliefs, graphs": dict(LEGO, carry="beliefs")}
     return {
-        "nothing": [train.Config(**dials(seed=seed)) for seed in SEEDS],
-        "distractors": [train.Config(**dials(**beside, seed=seed)) for seed in three],
-        "lengths": [train.Config(**dials(min_clauses=2, seed=seed)) for seed in three],
-        "dropped": [train.Config(**dials(drop_clause=0.5, seed=seed)) for seed in three],
-        "tying": [train.Config(**dials(tied=True, carry="none", seed=seed)) for seed in three],
-        "mimicking": [train.Config(**dials(**begun[seed])) for seed in three],
-        "mimicking, distractors": [train.Config(**dials(**beside, **begun[seed])) for seed in three],
-        "untied LEGO": [train.Config(**UNTIED_LEGO, seed=seed) for seed in three],
-        "state": [train.Config(**LEGO, carry="state", branch=0.0, seed=seed) for seed in three],
-        "beliefs": [train.Config(**LEGO, carry="beliefs", branch=0.0, seed=seed) for seed in three],
-        "beliefs, graphs": [train.Config(**LEGO, carry="beliefs", branch=1.0, seed=seed) for seed in three],
-        "d3": [train.Config(**dials(task="d3", batch_size=256, max_steps=2000, seed=seed)) for seed in three],
+        "nothing": [vanilla(seed=seed) for seed in SEEDS],
+        "distractors": [vanilla(n_distractor=2, seed=seed) for seed in SEEDS],
+        "branches": [vanilla(branch=1.0, seed=seed) for seed in SEEDS],
+        "mimicking": [vanilla(**begun[seed]) for seed in SEEDS],
+        "mimicking, branches": [vanilla(branch=1.0, **begun[seed]) for seed in SEEDS],
+        **{label: [train.Config(**dials, seed=seed) for seed in SEEDS[:3]] for label, dials in of_lego.items()},
+        **{label: [vanilla(n_layer=3, **dials, seed=seed) for seed in SEEDS[:3]] for label, dials in SHALLOW.items()},
     }
 
 
 def prepare(configs):
     """Trains what the configs begin from."""
     begun = {config.init_from for config in configs}
-    runner.make_checkpoints([source for source in map(mimicking, SEEDS[:3]) if source.out_dir in begun])
+    runner.make_checkpoints([source for source in map(mimicking, SEEDS) if source.out_dir in begun])
 
 
 def count_operations(tokens, task) -> torch.Tensor:
@@ -91,66 +95,79 @@ def count_operations(tokens, task) -> torch.Tensor:
 
 def interfere(model, config, size=1000):
     """
-    What a model makes of sentences where counting fails, the same ones at every call:
+    What a model makes of sentences where counting fails, the same ones at every call. For whole chains and for each of
+    TESTS, by its name:
 
-        whole           accuracy of every variable of chains of full length
-        beside          accuracy of every variable of a shorter chain, beside a second one, in as many clauses
-        beside_count    share of these in which the last variable's answer is what counting all operations gives
-        beside_differ   accuracy of the last variable in those of them where counting gives another value than the truth
+        right     accuracy of every variable, in order of depth
+        counts    share in which the last variable's answer is what counting all operations gives
+        differ    accuracy of the last variable where counting gives another value than the truth; whole chains: none
     """
-    task, n = train.make_task(config), config.n_clauses
+    task, n_loops = train.make_task(config), None if config.carry == "none" else config.n_clauses + 4
     generator = torch.Generator(train.pick_device(config.device)).manual_seed(2**31)
-    whole = lego.sample(task, size // 2, n, generator)
-    beside = lego.sample(task, size, n - N_DISTRACTOR, generator, n_distractor=N_DISTRACTOR)
-    n_loops = None if config.carry == "none" else n + 4  # one for each link, and some to spare
-    answers, answers_beside = (show.predict(model, batch, n_loops) for batch in (whole, beside))
-    right, counted = answers_beside == beside.values, count_operations(beside.tokens, task)
-    return dict(
-        whole=(answers == whole.values).float().mean(0).tolist(),
-        beside=right.float().mean(0).tolist(),
-        beside_count=(answers_beside[:, -1] == counted).float().mean().item(),
-        beside_differ=right[counted != beside.values[:, -1], -1].float().mean().item())
+    look = {}
+    for name, test in {"whole": dict(n=config.n_clauses), **TESTS}.items():
+        batch = lego.sample(task, size, test["n"], generator, **{k: v for k, v in test.items() if k != "n"})
+        answers = show.predict(model, batch, n_loops)
+        right, counted = answers == batch.values, count_operations(batch.tokens, task)
+        differ = right[counted != batch.values[:, -1], -1]
+        look[name] = dict(right=right.float().mean(0).tolist(),
+                          counts=(answers[:, -1] == counted).float().mean().item(),
+                          differ=differ.float().mean().item() if len(differ) else None)
+    return look
 
 
 def run(config):
     return train.train(config, look=interfere)
 
 
-def steps_until(history, variable, at=0.99):
-    """The first evaluation at which a variable has this accuracy; None if there is none."""
-    known = [step for step, accuracy in zip(history["step"], history["accuracy"]) if accuracy[variable] >= at]
-    return known[0] if known else None
+def last_look(histories, test, what):
+    """What `interfere` found of a test in the end, in %, for each seed; of a list what is last."""
+    found = [history["looks"][-1].get(test, {}).get(what) for history in histories]
+    return [None if x is None else 100 * (x[-1] if isinstance(x, list) else x) for x in found]
+
+
+def words(runs):
+    """
+    Lines of figures/README.md, in % for each seed: the last variable of whole chains; with a branch, how often its
+    answer is what counting gives, and how often it is right where that is wrong; beside a second chain, the latter.
+    """
+    columns = (("whole", "right"), ("branch", "counts"), ("branch", "differ"), ("beside", "differ"))
+    in_words = lambda numbers: " ".join("-" if x is None else f"{x:.0f}" for x in numbers)
+    return [f"{label:<22}" + "".join(in_words(last_look(runs[label], *column)).ljust(22) for column in columns).rstrip()
+            for label in (*CURES, *SHALLOW) if label in runs]
 
 
 def draw(runs):
-    base = runs["nothing"]
-    c, steps = base[0]["config"], base[0]["step"][1:]
-    over_training = {key: [[100 * pick(look) for look in history["looks"]] for history in base] for key, pick in
-                     (("whole", lambda look: look["whole"][-1]), ("differ", lambda look: look["beside_differ"]))}
-    ends = {label: [100 * history["looks"][-1]["beside_differ"] for history in runs[label]]
-            for label in CURES if label in runs}
-    figure, ((order, answers, cures),) = show.picture(
-        f"{min(run[-1] for run in over_training['whole']):.0f}% right by counting minus signs: where the count is "
-        f"wrong, the model is {show.span(ends['nothing'])}% right", 1, 3, 12, 4.8,
+    base = runs["mimicking"]  # learns all six variables in every seed
+    c, hardware = base[0]["config"], base[0]["hardware"]
+    ends = {label: last_look(runs[label], "branch", "differ") for label in CURES if label in runs}
+    figure, ((middle, answers, cures),) = show.picture(
+        f"{show.span(last_look(base, 'whole', 'right'))}% right on whole chains, {show.span(ends['mimicking'])}% where "
+        "a branch makes the count of signs wrong", 1, 3, 12.5, 4.8,
         f"vanilla attention, {c['n_clauses']} clauses over {c['n_names']} names, all labelled, {c['n_layer']} layers, "
-        f"width {c['n_embd']}; the count is wrong where two of the clauses are a second chain, and "
-        f"its minus signs are odd in number; a dot or a thin line is a seed, a thick one the mean; "
-        f"{base[0]['hardware']} a run")
+        f"width {c['n_embd']}, {c['max_steps']} steps; middle: begun from mimicking; the count is wrong where one of "
+        f"the clauses is a branch with a minus sign; a dot or a line is a seed; {hardware} a run")
     variables = range(1, c["n_clauses"] + 1)
-    show.lines(order, variables, [[steps_until(history, v - 1) for v in variables] for history in base], show.BLUE,
-               marker="o", markersize=4)
-    order.set(title="the last one comes before the middle", xlabel="variable, in chain order",
-              ylabel="training steps until it is 99% right", ylim=(0, None), xticks=variables)
-    for key, color in (("whole", show.BLUE), ("differ", show.RED)):
-        show.lines(answers, steps, over_training[key], color)
-    answers.set(title="right, and for the wrong reason", xlabel="training steps", ylim=(-2, 102), xlim=(0, steps[-1]),
-                ylabel="the last variable is right (%)")
-    answers.text(0.97, 0.87, "in whole chains", color=show.BLUE, ha="right", transform=answers.transAxes)
-    answers.text(0.97, 0.32, "where the count is wrong", color=show.RED, ha="right", transform=answers.transAxes)
+    for label, color, at in (("nothing", show.BLUE, (0.3, 0.12)), ("branches", show.GREEN, (0.42, 0.9))):
+        for history in runs[label]:
+            middle.plot(variables, [100 * x for x in history["accuracy"][-1]], color=color, marker="o", markersize=4,
+                        linewidth=1.2, alpha=0.8)
+        middle.text(*at, f"trained on {CURES[label].split(', ')[1]}", color=color, transform=middle.transAxes)
+    middle.set(title="the last one without the middle", xlabel="variable, in chain order", xticks=variables,
+               ylabel="accuracy on whole chains (%)", ylim=(-2, 102))
+    for history in base:
+        steps, looks = history["step"][1:], history["looks"]
+        answers.plot(steps, [100 * look["whole"]["right"][-1] for look in looks], color=show.BLUE, linewidth=1.2)
+        answers.plot(steps, [100 * look["branch"]["differ"] for look in looks], color=show.RED, linewidth=1.2)
+    answers.set(title="right, and for the wrong reason", xlabel="training steps", ylim=(-2, 102),
+                xlim=(0, c["max_steps"]), ylabel="the last variable is right (%)")
+    answers.text(0.97, 0.87, "on whole chains", color=show.BLUE, ha="right", transform=answers.transAxes)
+    answers.text(0.97, 0.25, "where the count is wrong", color=show.RED, ha="right", transform=answers.transAxes)
     show.dots(cures, [(CURES[label], numbers, show.RED) for label, numbers in ends.items()])
-    cures.set(title="what cures it", xlabel="right where the count is wrong (%)", ylabel="cure",
+    cures.set(title="what cures it", xlabel="right where the count is wrong (%)", ylabel="model, trained on",
               xlim=(0, 100))
-    show.mark(answers, 50, place=0.35)
+    show.mark(middle, 50, place=0.15)
+    show.mark(answers, 50, place=0.45)
     show.mark(cures, 50, vertical=True)
     return figure
 

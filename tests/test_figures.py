@@ -354,15 +354,18 @@ def answers_of(rule):
 
 
 def test_interference_tells_following_from_counting(monkeypatch):
-    config, n = shortcut.groups()["nothing"][0], 6
+    config = shortcut.groups()["nothing"][0]
     monkeypatch.setattr(shortcut.show, "predict", answers_of("follow"))
     look = shortcut.interfere(None, config, size=100)
-    assert look["whole"] == [1] * n and look["beside"] == [1] * (n - 2) and look["beside_differ"] == 1
-    assert 0.3 < look["beside_count"] < 0.7
+    for name, n in (("whole", 6), ("branch", 6), ("beside", 4)):
+        assert look[name]["right"] == [1] * n
+        assert (look[name]["counts"] == 1) if name == "whole" else (0.3 < look[name]["counts"] < 0.7)
+    assert look["branch"]["differ"] == look["beside"]["differ"] == 1 and look["whole"]["differ"] is None
     monkeypatch.setattr(shortcut.show, "predict", answers_of("count"))
     look = shortcut.interfere(None, config, size=100)
-    assert look["whole"][-1] == 1 and max(look["whole"][:-1]) < 0.75
-    assert look["beside_count"] == 1 and look["beside_differ"] == 0
+    assert look["whole"]["right"][-1] == 1 and max(look["whole"]["right"][:-1]) < 0.75
+    for name in ("branch", "beside"):
+        assert look[name]["counts"] == 1 and look[name]["differ"] == 0
 
 
 def test_count_of_operations_by_hand():
@@ -580,6 +583,7 @@ def test_readme_and_notebook_quote_the_numbers():
                  *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
                  *extrapolation.taken(runs), *composition.words(runner.load("composition")),
                  *convolution.words(runner.load("convolution")),
+                 *shortcut.words(runner.complete(runner.found("shortcut", shortcut.groups()))),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
