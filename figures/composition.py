@@ -46,11 +46,12 @@ def draw(runs):
     c = runs["12"][0]["config"]
     counts = {label: show.span([known(run) for run in histories]) for label, histories in runs.items()}
     figure, ((axes,),) = show.picture(
-        f"Chains of 12 alone teach {counts['12']} of {c['n_supervised']} variables, of 2 to 12 {counts['2 to 12']}",
+        f"Chains of 12 alone teach {counts['12']} of {c['n_supervised']} variables, chains of 2 to 12 teach "
+        f"{counts['2 to 12']}",
         1, 1, 8.5, 4.6,
         f"vanilla attention, {c['n_layer']} untied layers, width {c['n_embd']}, begun from mimicking, {c['max_steps']} "
         f"steps of {c['batch_size']} sentences; the first {c['n_supervised']} variables are labelled; a line is a "
-        f"seed; {runs['12'][0]['hardware']} a run")
+        f"seed, {len(SEEDS)} of each; {runs['12'][0]['hardware']} a run")
     variables = np.arange(1, c["n_clauses"] + 1)
     for i, (label, histories) in enumerate(runs.items()):
         for run in histories:
@@ -58,7 +59,7 @@ def draw(runs):
                       markersize=5, linewidth=1.2, alpha=0.75, markeredgewidth=0)
         axes.text(*((c["n_supervised"] + 0.6, 88 + 5 * i) if i else (3.4, 44)), f"chains of {label}",
                   color=COLORS[label], fontweight="bold")
-    show.mark(axes, 50)
+    show.mark(axes, 50, place=0.09)
     axes.axvline(c["n_supervised"] + 0.5, color=show.GRAY, linewidth=0.8, linestyle="--", zorder=0)
     axes.text(c["n_supervised"] + 0.6, 102, "unlabelled", color=show.GRAY, fontsize=8, va="top")
     axes.set(xlabel="variable, in chain order", ylabel="accuracy on chains of 12 (%)", xticks=variables,

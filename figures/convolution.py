@@ -113,7 +113,7 @@ def draw(runs):
         "What brings all four variables sooner is association; a convolution alone does not", 1, 2, 11, 4.6,
         f"{c['n_clauses']} clauses, all labelled, {c['n_layer']} untied layers, width {c['n_embd']}, vanilla attention "
         "with 4 heads but where 2 are named; convolved: a convolution behind these; red: with association; learning "
-        f"rates searched for each; a dot is a seed; {hardware} a run")
+        f"rates searched for each; a dot is a seed, {len(SEEDS)} of each; {hardware} a run")
     never = 1.3 * max(run["flops"][-1] for histories in runs.values() for run in histories) / 1e12
     for axes, n, title in zip(panels, (1, 4), ("the first variable", "all four variables")):
         rows = [(label, [tflop(run, n) or never for run in histories],

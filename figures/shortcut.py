@@ -20,9 +20,9 @@ import train
 
 NAME = "shortcut"
 SEEDS = range(5)
-TESTS = {  # sentences of 6 clauses in which the count is wrong for the deepest of `n` variables: what is special
-    "branch": dict(n=6, parents=[0, 1, 2, 3, 4, 2]),
-    "beside": dict(n=4, n_distractor=2),
+TESTS = {  # sentences of 6 clauses, in half of which the count is wrong for the deepest variable
+    "branch": dict(n_clauses=6, parents=[0, 1, 2, 3, 4, 2]),
+    "beside": dict(n_clauses=4, n_distractor=2),
 }
 
 
@@ -105,8 +105,8 @@ def interfere(model, config, size=1000):
     task, n_loops = train.make_task(config), None if config.carry == "none" else config.n_clauses + 4
     generator = torch.Generator(train.pick_device(config.device)).manual_seed(2**31)
     look = {}
-    for name, test in {"whole": dict(n=config.n_clauses), **TESTS}.items():
-        batch = lego.sample(task, size, test["n"], generator, **{k: v for k, v in test.items() if k != "n"})
+    for name, test in {"whole": dict(n_clauses=config.n_clauses), **TESTS}.items():
+        batch = lego.sample(task, size, generator=generator, **test)
         answers = show.predict(model, batch, n_loops)
         right, counted = answers == batch.values, count_operations(batch.tokens, task)
         differ = right[counted != batch.values[:, -1], -1]
@@ -141,19 +141,20 @@ def draw(runs):
     base = runs["mimicking"]  # learns all six variables in every seed
     c, hardware = base[0]["config"], base[0]["hardware"]
     ends = {label: last_look(runs[label], "branch", "differ") for label in CURES if label in runs}
-    figure, ((middle, answers, cures),) = show.picture(
+    figure, ((whole, answers, cures),) = show.picture(
         f"{show.span(last_look(base, 'whole', 'right'))}% right on whole chains, {show.span(ends['mimicking'])}% where "
         "a branch makes the count of signs wrong", 1, 3, 12.5, 4.8,
         f"vanilla attention, {c['n_clauses']} clauses over {c['n_names']} names, all labelled, {c['n_layer']} layers, "
         f"width {c['n_embd']}, {c['max_steps']} steps; middle: begun from mimicking; the count is wrong where one of "
-        f"the clauses is a branch with a minus sign; a dot or a line is a seed; {hardware} a run")
+        "the clauses is a branch with a minus sign; a dot or a line is a seed, 5 of vanilla attention; "
+        f"{hardware} a run")
     variables = range(1, c["n_clauses"] + 1)
     for label, color, at in (("nothing", show.BLUE, (0.3, 0.12)), ("branches", show.GREEN, (0.42, 0.9))):
         for history in runs[label]:
-            middle.plot(variables, [100 * x for x in history["accuracy"][-1]], color=color, marker="o", markersize=4,
+            whole.plot(variables, [100 * x for x in history["accuracy"][-1]], color=color, marker="o", markersize=4,
                         linewidth=1.2, alpha=0.8)
-        middle.text(*at, f"trained on {CURES[label].split(', ')[1]}", color=color, transform=middle.transAxes)
-    middle.set(title="the last one without the middle", xlabel="variable, in chain order", xticks=variables,
+        whole.text(*at, f"trained on {CURES[label].split(', ')[1]}", color=color, transform=whole.transAxes)
+    whole.set(title="the last one without the middle", xlabel="variable, in chain order", xticks=variables,
                ylabel="accuracy on whole chains (%)", ylim=(-2, 102))
     for history in base:
         steps, looks = history["step"][1:], history["looks"]
@@ -166,7 +167,7 @@ def draw(runs):
     show.dots(cures, [(CURES[label], numbers, show.RED) for label, numbers in ends.items()])
     cures.set(title="what cures it", xlabel="right where the count is wrong (%)", ylabel="model, trained on",
               xlim=(0, 100))
-    show.mark(middle, 50, place=0.15)
+    show.mark(whole, 50, place=0.15)
     show.mark(answers, 50, place=0.45)
     show.mark(cures, 50, vertical=True)
     return figure
