@@ -446,7 +446,9 @@ def test_sentence_of_padding_only(kind, need_weights):
     module = make_attention(n_embd=16, n_head=4, **KINDS[kind])
     tokens, padding_mask = torch.randint(4, (2, 5)), torch.tensor([[False] * 5, [True] * 5])
     y = module(torch.randn(2, 5, 16), tokens, padding_mask, need_weights=need_weights)
-    y = y[0] if need_weights else y
+    if need_weights:
+        y, weights = y
+        assert "vanilla" not in kind or not weights[1].any()  # padding is looked at by nobody
     y[0].sum().backward()
     assert y.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
 
