@@ -49,6 +49,7 @@ from tqdm import tqdm
 
 import lego
 from figures import show
+from figures.text import read_corpus, sample_words
 from lego import expect, one_line
 from model import (VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint,
                    read_pretrained)
@@ -232,9 +233,9 @@ def make_generator(config, purpose, step=0, device="cpu") -> torch.Generator:
 
 
 def make_task(config, device="cpu"):
-    """A lego.Task, or for words a lego.Corpus. Both have a `vocab` and the `values` to be predicted."""
+    """A lego.Task, or for words a Corpus. Both have a `vocab` and the `values` to be predicted."""
     if config.task == "words":
-        return lego.read_corpus(config.corpus, config.n_tokens, str(device))  # read once for each device
+        return read_corpus(config.corpus, config.n_tokens, str(device))  # read once for each device
     return lego.make_task("sign" if config.task == "mimic" else config.task, config.n_names)
 
 
@@ -244,7 +245,7 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
         step %= config.n_train // config.batch_size * (1 if config.carry == "none" else config.n_layer)
     task, generator = make_task(config, device), make_generator(config, "sentences", step, device)
     if config.task == "words":
-        return lego.sample_words(task, size, config.n_tokens, generator)
+        return sample_words(task, size, config.n_tokens, generator)
     dice = random.Random(seed_of(config, "lengths", step))
     n_distractor = dice.randint(0, config.n_distractor)
     n = dice.randint(config.min_clauses or config.n_clauses, config.n_clauses) - n_distractor
@@ -261,7 +262,7 @@ def draw_test(config, size, generator) -> lego.Batch:
     """Sentences to test on: whole chains, all variables; or words of documents held out."""
     task = make_task(config, generator.device)
     if config.task == "words":
-        return lego.sample_words(task, size, config.n_tokens, generator, held_out=True)
+        return sample_words(task, size, config.n_tokens, generator, held_out=True)
     return lego.sample(task, size, config.n_clauses, generator)
 
 

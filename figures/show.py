@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import lego
+from figures.text import Corpus
 from model import loss_of
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GRAY = (  # told apart by readers who are colour-blind (Okabe and Ito)
@@ -226,7 +227,7 @@ def examples(model, task, batch, n_shown=2):
     """Shows what the model answers: sentences with the most mistakes, or windows of text with their hidden words."""
     n_loops = batch.depths.max().item() + 4 if model.config.carry != "none" else None
     predictions = predict(model, batch, n_loops)
-    if isinstance(task, lego.Corpus):
+    if isinstance(task, Corpus):
         for tokens, positions, values, guesses in zip(*(x[:n_shown] for x in batch[:3]), predictions):
             words = [task.vocab[t] for t in tokens]
             for position, value, guess in zip(positions, values, guesses):

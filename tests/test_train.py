@@ -697,9 +697,9 @@ def test_lego_after_words_keeps_what_its_tokens_were(words):
 
 
 def test_weights_start_another_run_with_the_same_answers(unbroken):
-    """--init_from takes the shape, and what is learned of beliefs, on to sentences of another length."""
-    config = config_of(f"--init_from={unbroken}", "--n_clauses=9", "--n_embd=16")
-    assert (config.n_layer, config.carry, config.n_clauses) == (3, "beliefs", 9)
+    """--init_from takes the shape, and what is learned of beliefs, on to sentences of another length: 4 labels, 7 loops."""
+    config = config_of(f"--init_from={unbroken}", "--n_clauses=9")
+    assert (config.n_embd, config.n_layer, config.carry, config.n_clauses) == (16, 7, "beliefs", 9)
     tokens, (first, second) = lego.sample(lego.make_task("sign"), 4, 9).tokens, (train.make_model(c) for c in (
         config, tiny(init_from=str(unbroken))))
     assert torch.equal(first(tokens, 9), second(tokens, 9))
