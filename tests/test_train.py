@@ -869,7 +869,7 @@ def test_mutated_dials_are_read_or_refused_in_one_line(run, mutate, monkeypatch,
     """One to three dials with values of every kind, some mutated, up to the model: 1000 command lines."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train", lambda config, model, resume: sys.exit(0))
-    monkeypatch.setattr(lego, "LIBRARIES", ("tqdm",))
+    monkeypatch.setattr("figures.text.LIBRARIES", ("tqdm",))
     numbers = ["0", "1", "2", "3", "8", "-1", "+3", " 3 ", "1_0", "３", "²", "0x10", "1e3", "2.5", "1e-320", "1e999",
                "nan", "-inf", "inf", "", "'3'", "True", "9" * 5000, str(10**30)]
     words = ["", "sign", "d3", "c1", "words", "lego", "vanilla", "hybrid", "learned", "none", "beliefs", "state",
