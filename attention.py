@@ -66,14 +66,13 @@ class Plan:
 
 def make_plan(tokens, padding_mask=None, implementation="auto", causal=False) -> Plan:
     """
-    The plan of a batch of token ids (B, T), T >= 1, of any integer type.
+    The plan of a batch of token ids (B, T), T >= 1, of any integer type. Raises ValueError for another name than these,
+    for triton where it does not run, and for a sentence of no tokens.
 
     dense      mask and matrix product; the reference, O(B T^2 C)
     segment    sort the ids, sum each group of identical tokens; O(B T C), causal O(B T log(T) C)
     triton     the same in two fused kernels, on a GPU; O(B T C) unless a group is very long
     auto       dense up to T = DENSE_UP_TO of the device, above it triton where it runs, else segment
-
-    Raises ValueError for another name, for triton where it does not run, and for a sentence of no tokens.
     """
     B, T = tokens.shape
     tokens, padding_mask = tokens.long(), padding_mask if padding_mask is None else padding_mask.expand(B, T)
@@ -158,7 +157,8 @@ def associate(v, plan):
     else:
         rows = x.flatten(0, 1)  # (B, T, C) -> (B T, C)
         sums = torch.zeros_like(rows).index_add(0, plan.group, rows)
-        y = plan.weight * (sums.index_select(0, plan.group).view_as(x) - x)
+        others = sums.index_select(0, plan.group).sub_(rows)  # in place: no third tensor of this size
+        y = others.mul_(plan.weight.flatten(0, 1)).view_as(x)
     return y.to(v.dtype)
 
 
@@ -216,9 +216,8 @@ class Manipulation(nn.Module):
 
 class VanillaAttention(nn.Module):
     """
-    Multi-head softmax attention: n_head heads share n_channels (C if None). In training each entry of the attention
-    map is dropped with probability `dropout`, as in BERT; `rope`: with rotary positions. The attention map has
-    H = n_head.
+    Multi-head softmax attention: H = n_head heads share n_channels (C if None). In training each entry of the attention
+    map is dropped with probability `dropout`, as in BERT; `rope`: with rotary positions.
     """
 
     def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0, causal=False, rope=False):
@@ -228,10 +227,7 @@ class VanillaAttention(nn.Module):
             raise ValueError(f"n_head={n_head}: expected a divisor of the {n_channels} channels")
         if rope and n_channels // n_head % 2:
             raise ValueError(f"n_head={n_head}: expected heads of an even number of channels, rope takes them in pairs")
-        self.n_head = n_head
-        self.rope = rope
-        self.dropout = dropout
-        self.causal = causal
+        self.n_head, self.dropout, self.causal, self.rope = n_head, dropout, causal, rope
         self.query = nn.Linear(n_embd, n_channels)
         self.key = nn.Linear(n_embd, n_channels)
         self.value = nn.Linear(n_embd, n_channels)
@@ -288,9 +284,7 @@ class LegoAttention(nn.Module):
         n_channels = n_channels or n_embd
         if not 0 <= association_share <= 1:
             raise ValueError(f"association_share={association_share}: expected 0 to 1")
-        self.association = association
-        self.chained = chained
-        self.causal = causal
+        self.chained, self.association, self.causal = chained, association, causal
         self.n_associated = round(association_share * n_channels)
         n_convolved = n_channels if chained else n_channels - self.n_associated
         self.value = nn.Linear(n_embd, n_channels)
@@ -302,9 +296,7 @@ class LegoAttention(nn.Module):
         if (plan.causal, plan.padding_mask is None) != (self.causal, padding_mask is None):
             raise ValueError("plan: expected one made with the causal and the padding_mask that are given here")
         v = self.value(blank(x, padding_mask))  # (B, T, C)
-        far, near = v[..., : self.n_associated], v[..., self.n_associated :]
-        if self.n_associated:
-            far = associate(far, plan)
+        far, near = associate(v[..., : self.n_associated], plan), v[..., self.n_associated :]
         if self.chained:
             y = self.manipulation(torch.cat((far, near), -1), padding_mask)
         else:
@@ -458,11 +450,6 @@ def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, first: torch.Ten
     return y
 
 
-@associate_sorted.register_fake
-def _(v, sort_index, first, parts, weight, side):
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
-
-
 def keep_plan(ctx, inputs, output):
     _, *plan, ctx.side = inputs
     ctx.save_for_backward(*plan)
@@ -475,6 +462,7 @@ def associate_gradient(ctx, grad):
     return associate_sorted(grad, sort_index, first, parts, weight, -ctx.side), *[None] * 5
 
 
+associate_sorted.register_fake(lambda v, *_: v.new_empty(v.shape))
 associate_sorted.register_autograd(associate_gradient, setup_context=keep_plan)
 
 

@@ -65,17 +65,13 @@ class Task:
     root_symbol: str  # how a clause writes the root element
     action: torch.Tensor  # (|G|, |X|) int64: action[g, x] is the index of g.x
     names: tuple[str, ...]  # the variables: a to z, then v26, v27, ...
+    first_operation = 3  # token id of operations[0]; the ids of the others follow
+    first_name = property(lambda self: self.first_operation + len(self.operations))  # of names[0], in the same way
 
     @cached_property
     def vocab(self) -> tuple[str, ...]:
         """The symbol of every token id. Names come last: a larger alphabet leaves the other ids as they were."""
         return ("=", ";", self.root_symbol, *self.operations, *self.names)
-
-    first_operation = 3  # token id of operations[0]; the ids of the others follow
-
-    @property
-    def first_name(self) -> int:  # token id of names[0]; the ids of the others follow
-        return self.first_operation + len(self.operations)
 
 
 @lru_cache
@@ -91,8 +87,7 @@ def make_task(name: str, n_names: int = 26) -> Task:
 
     Every operation moves the root to a different value, so the values of a random sentence are uniform too.
     """
-    if not 1 <= n_names <= MAX_NAMES:
-        raise ValueError(f"n_names={n_names}: expected 1 to {MAX_NAMES}")
+    expect(1 <= n_names <= MAX_NAMES, f"n_names={n_names}: expected 1 to {MAX_NAMES}")
     names = (*string.ascii_lowercase[:n_names], *(f"v{i}" for i in range(26, n_names)))
     kind, k = name[:1], int(name[1:]) if re.fullmatch(r"[1-9]\d{0,2}", name[1:]) else 0
     if name == "sign":
@@ -135,7 +130,8 @@ class Batch(NamedTuple):
 def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None, n_distractor=0, drop=None,
            arguments=False) -> Batch:
     """
-    Random sentences: operations, names and the order of the clauses are uniform and independent.
+    Random sentences: operations, names and the order of the clauses are uniform and independent. Raises ValueError if
+    a size is out of range, and for a clause dropped from anything but a chain.
 
     n_clauses     n, the variables that are asked for
     generator     a torch.Generator on the device of the batch; None for the default one of the CPU
@@ -147,8 +143,6 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     drop          chain index of a clause to leave out, a number or one per sentence (B,). Values from there on are not
                   determined, their labels are IGNORE; the dropped variable still is the next argument
     arguments     ask at the argument of every clause, too: (B, 2 n), a clause's variable and its argument share a depth
-
-    Raises ValueError if a size is out of range, and for a clause dropped from anything but a chain.
     """
     B, n, N, device = batch_size, n_clauses, n_clauses + n_distractor, generator.device if generator else "cpu"
     if not (n >= 1 and n_distractor >= 0 and N <= len(task.names)):
@@ -265,15 +259,13 @@ def decode(ids, task) -> str:
 def solve(text, task) -> dict[str, str | None]:
     """
     Every variable's value, {variable: symbol}, in order of depth; last, with None, those that the sentence does not
-    determine because an argument is never assigned.
-
-    Raises ValueError quoting the clause for a variable assigned twice, and for a circle.
+    determine because an argument is never assigned. Raises ValueError quoting the clause for a variable assigned twice,
+    and for a circle.
     """
     clauses = {}
     for variable, operation, argument in parse(text, task):
-        if variable in clauses:
-            raise ValueError(f"clause '{write_clause(variable, operation, argument)}': {variable} is assigned a second "
-                             f"time, expected once")
+        clause = write_clause(variable, operation, argument)
+        expect(variable not in clauses, f"clause '{clause}': {variable} is assigned a second time, expected once")
         clauses[variable] = operation, argument
     values = {argument: None for _, argument in clauses.values() if argument not in clauses}  # never assigned
     values[task.root_symbol] = task.values[0]

@@ -87,13 +87,11 @@ class Transformer(nn.Module):
         self.norm_final = nn.LayerNorm(C, config.norm_eps) if config.norm_first else nn.Identity()
         self.head = nn.Linear(C, n_out)
         self.value_embedding = nn.Embedding(n_out, C) if config.carry == "beliefs" else None
-        self.apply(self._init_weights)
-
-    def _init_weights(self, module):
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):  # norms keep torch's ones and zeros
-            nn.init.normal_(module.weight, std=self.config.init_std)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.zeros_(module.bias)
+        for name, p in self.named_parameters():  # the weights of norms, which have one dimension, keep torch's ones
+            if p.ndim > 1:
+                nn.init.normal_(p, std=config.init_std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
 
     def embed(self, tokens):
         """What the first layer reads of the tokens (B, T): their embeddings (B, T, C), with positions if learned."""
@@ -101,18 +99,15 @@ class Transformer(nn.Module):
         # all variables, only association tells them apart, and it reads names that it has never seen
         x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, E)
         if self.position_embedding is not None:
-            T = tokens.size(1)
-            if T > self.position_embedding.num_embeddings:
-                raise ValueError(f"a sentence of {T} tokens: expected at most the "
-                                 f"{self.position_embedding.num_embeddings} learned positions")
+            T, n = tokens.size(1), self.position_embedding.num_embeddings
+            expect(T <= n, f"a sentence of {T} tokens: expected at most the {n} learned positions")
             x = x + self.position_embedding.weight[:T]
         return self.widen(self.norm_embedding(x))  # (B, T, E) -> (B, T, C)
 
     def layers(self, tokens, n_loops=None, carried=None, padding_mask=None, need_weights=False):
         """
-        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None.
-
-        carried: what the loop before the first handed on, as `hand_on` returns it; None: nothing is known yet.
+        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. `carried` is what the
+        loop before the first handed on, as `hand_on` returns it; None: nothing is known yet.
         """
         config = self.config
         n_loops = config.n_layer if n_loops is None else n_loops
@@ -135,11 +130,10 @@ class Transformer(nn.Module):
 
     def nothing_known(self, tokens):
         """What the first loop is handed: the belief that every value is as likely as any other, or a state of 0."""
-        B, T = tokens.shape
+        n_out, C = self.head.weight.shape
         if self.config.carry == "beliefs":
-            n_out = self.head.out_features
-            return self.head.weight.new_full((B, T, n_out), 1 / n_out)
-        return self.head.weight.new_zeros(B, T, self.config.n_embd)
+            return self.head.weight.new_full((*tokens.shape, n_out), 1 / n_out)
+        return self.head.weight.new_zeros(*tokens.shape, C)
 
     def hand_on(self, x):
         """What a loop that ends in the state x (B, T, C) hands on to the next, without gradient."""
@@ -163,7 +157,6 @@ class Transformer(nn.Module):
     def init_from(self, weights, vocab, symbols):
         """
         Starts from the weights of another model: {name: tensor} under this class's names, for the symbols `vocab`.
-
         Each symbol of this model takes its row there and stays random if it has none. Positions are cut to length. The
         head, and the embedding of its predictions, are taken if they have this shape and mean the same symbols.
         Raises an error that names it for a weight that is missing, doesn't fit, or is one layer too many.
@@ -263,8 +256,7 @@ VERSION = 2  # of a checkpoint: 2 since a run carries beliefs from step to step
 def read_checkpoint(folder, device="cpu") -> dict:
     """The checkpoint in a folder. Reading it runs no code. Raises ValueError if there is none, or something else."""
     path = Path(folder) / "checkpoint.pt"
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: expected a checkpoint, there is none; python train.py makes one")
+    expect(os.path.isfile(path), f"{path}: expected a checkpoint, there is none; python train.py makes one")
     with one_line(f"{path}: expected a checkpoint of train.py"):
         expect(zipfile.ZipFile(path).testzip() is None, "damaged")  # torch does not compare the checksums
         checkpoint = torch.load(path, map_location=device, weights_only=True)

@@ -51,8 +51,7 @@ import lego
 from figures import show
 from figures.text import read_corpus, sample_words
 from lego import expect, one_line
-from model import (VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint,
-                   read_pretrained)
+from model import VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint, read_pretrained
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,19 +155,16 @@ RULES = """
 BERT = dict(attention="vanilla", tied=False, branch=0.0)
 PRESETS = {  # other dials on the command line override these
     # A compact BERT (ALBERT with --tied=True) that learns from random weights in 4 minutes on a CPU
-    "vanilla": dict(
-        **BERT, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, muon_lr=4e-3, batch_size=128,
-        warmup_steps=100, schedule="constant", max_steps=4000, stop_at=0.999, eval_every=50, eval_size=500),
+    "vanilla": dict(BERT, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, muon_lr=4e-3, batch_size=128,
+                    warmup_steps=100, schedule="constant", max_steps=4000, stop_at=0.999, eval_every=50, eval_size=500),
     # Masked language modelling with twice the layers, 10 minutes of one core
-    "words": dict(
-        **BERT, task="words", n_layer=6, n_tokens=60, lr=1e-3, muon_lr=1e-2, batch_size=128, warmup_steps=100,
-        schedule="constant", max_steps=1500, eval_every=100, eval_size=500),
+    "words": dict(BERT, task="words", n_layer=6, n_tokens=60, lr=1e-3, muon_lr=1e-2, batch_size=128, warmup_steps=100,
+                  schedule="constant", max_steps=1500, eval_every=100, eval_size=500),
     # The official code's demo: BERT-base from random weights, 200 epochs of 120 steps, no warm-up. 0.74 EFLOP: 3 hours
     # on 4 V100, its README says. On a GPU add --dtype=bfloat16 --compile
-    "paper": dict(
-        **BERT, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_eps=1e-12, init_std=0.02, dropout=0.1,
-        n_train=120_000, batch_size=1000, max_steps=24_000, lr=5e-5, muon_lr=0.0, beta2=0.999,
-        weight_decay=0.0, grad_clip=0.0, warmup_steps=0, schedule="cosine", ema=0.0, eval_every=120, eval_size=12_000),
+    "paper": dict(BERT, n_layer=12, n_embd=768, n_head=12, norm_first=False, norm_eps=1e-12, init_std=0.02, dropout=0.1,
+                  n_train=120_000, batch_size=1000, max_steps=24_000, lr=5e-5, muon_lr=0.0, beta2=0.999, ema=0.0,
+                  weight_decay=0.0, grad_clip=0.0, warmup_steps=0, schedule="cosine", eval_every=120, eval_size=12_000),
 }
 
 
@@ -204,20 +200,17 @@ N_RANKS = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 
 MINE = slice(RANK, None, N_RANKS)  # the rows of a batch that are this process's
 
 
-def mean_of_ranks(x):
+def sum_of_ranks(x):
     if N_RANKS > 1:
         dist.all_reduce(x)
-        x = x / N_RANKS
     return x
 
 
 def rows_of_all_ranks(x):
-    """The whole of a tensor of which each process holds its rows."""
-    if N_RANKS == 1 or x is None:
-        return x
-    parts = [torch.empty_like(x) for _ in range(N_RANKS)]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1)  # (B / N, N, ...) -> (B, ...)
+    """The whole of a tensor of which each process holds its rows: what is not its own it adds as 0."""
+    whole = x.new_zeros(N_RANKS * len(x), *x.shape[1:])
+    whole[MINE] = x
+    return sum_of_ranks(whole)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -314,21 +307,16 @@ def evaluate(model, batch, config):
     The test loss, and the accuracies: of every variable, labelled or not; of all words; none for mimic. A model with a
     carry makes a loop for each clause and 4 to spare.
     """
-    sums, right, mimics = [], [], config.task == "mimic"
-    n_loops = config.n_layer if config.carry == "none" else config.n_clauses + 4
+    rows, n_loops = [], config.n_layer if config.carry == "none" else config.n_clauses + 4
     for part in map(lego.Batch._make, zip(*(x.split(128) for x in batch))):
-        loss, n, logits = (mimic_loss if mimics else loss_of)(model, part, n_loops)
-        sums.append(torch.stack((loss, n)))
-        right += [] if mimics else [(logits.argmax(-1) == part.values).float()]
-    loss, n = sum(sums)
-    if n == 0:  # as with a text of unknown words
-        raise ValueError(f"eval_size={config.eval_size}: expected sentences with a label to test on, there is none")
-    numbers = [loss / n]
-    if config.task == "words":
-        numbers.append(torch.cat(right)[batch.values != lego.IGNORE].mean())
-    elif not mimics:
-        numbers += torch.cat(right).mean(0)
-    loss, *accuracy = mean_of_ranks(torch.stack(numbers)).tolist()  # so that all decide alike
+        loss, n, logits = (mimic_loss if config.task == "mimic" else loss_of)(model, part, n_loops)
+        right = [] if logits is None else (logits.argmax(-1) == part.values).float().sum(0)
+        rows.append(torch.stack((loss, n, *right)))
+    loss, n, *right = sum(rows)
+    # a text of unknown words has none
+    expect(n > 0, f"eval_size={config.eval_size}: expected sentences with a label to test on, there is none")
+    accuracy = [sum(right) / n] if config.task == "words" else [x / len(batch.tokens) for x in right]
+    loss, *accuracy = (sum_of_ranks(torch.stack((loss / n, *accuracy))) / N_RANKS).tolist()  # so that all decide alike
     return loss, accuracy
 
 
@@ -445,7 +433,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
         while True:
             # evaluate and save, with the clock stopped
             evaluates = evaluates_at(step, history, config)
-            stops = mean_of_ranks(torch.tensor(float(len(signals)))) > 0  # a signal to one process stops all together
+            stops = sum_of_ranks(torch.tensor(len(signals))) > 0  # a signal to one process stops all together
             if evaluates or stops:
                 check_finite(config, model, losses, step)  # waits for the GPU
                 seconds += time.perf_counter() - clock
@@ -462,7 +450,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                         history.setdefault("looks", []).append(look(averaged.module, config))
                     if RANK == 0:
                         bar.write(show.report(history))
-                carried_by_all = rows_of_all_ranks(carried)
+                carried_by_all = None if carried is None else rows_of_all_ranks(carried)
                 if RANK == 0 and config.out_dir and step:  # at step 0 the files of the last run are worth more
                     progress = step, losses, seconds, flops, tokens
                     save(config, model, averaged, optimizers, history, progress, carried_by_all)
@@ -484,7 +472,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                 flops_of_step[shape] = N_RANKS * count_flops(lambda: Objective(averaged.module, config)(*inputs))
             with autocast:
                 total, n, carried = objective(*inputs)
-            losses.append(mean_of_ranks(torch.stack((total.detach(), n))))
+            losses.append(sum_of_ranks(torch.stack((total.detach(), n))) / N_RANKS)
             model.zero_grad(set_to_none=True)
             (total / losses[-1][1].clamp(min=1)).backward()  # by the mean number of labels: processes may differ
             if config.grad_clip:
@@ -575,20 +563,20 @@ def main(arguments):
         return print(__doc__, show.list_dials(Config), f"    --preset={' or '.join(PRESETS)}", sep="\n")
     given = lego.override(arguments, Command, PRESETS, implied)
     question, resume = given.pop("ask", None), given.pop("resume", False)
-    folder, saved = Path(given.get("out_dir", Config.out_dir)), {"config": {}}
-    if question is not None or resume:  # the checkpoint's dials, and the command line's on top
-        saved = read_checkpoint(folder)
+    folder = Path(given.get("out_dir", Config.out_dir))
+    # to ask and to resume: the checkpoint's dials, and the command line's on top
+    saved = read_checkpoint(folder) if question is not None or resume else {"config": {}}
     with one_line(f"{folder}/checkpoint.pt: expected the dials of this train.py"):
         config = Config(**({k: v for k, v in saved["config"].items() if k not in OF_THIS_MACHINE} | given))
     check(config)
     if resume:
         check_resumes(config, saved["config"])
-    if question is not None and not has_variables(config):
-        raise ValueError(f"--ask: expected a run on sentences of LEGO, {folder} holds one on {config.task}")
-    device, model = pick_device(config.device), make_model(config, saved.get("model"))
     if question is not None:
+        expect(has_variables(config), f"--ask: expected a run on sentences of LEGO, {folder} has one on {config.task}")
         task = lego.make_task(config.task, lego.MAX_NAMES if shares_names(config) else config.n_names)
-        return show.answer(model.to(device), task, question, folder / "ask.png")
+        model = make_model(config, saved["model"]).to(pick_device(config.device))
+        return show.answer(model, task, question, folder / "ask.png")
+    device, model = pick_device(config.device), make_model(config, saved.get("model"))
     if RANK == 0:
         print(f"{model.n_parameters():,} parameters on {device}" + f" and {N_RANKS - 1} more" * (N_RANKS > 1)
               + "; accuracy in % of every variable in chain order, labelled | unlabelled" * has_variables(config))
