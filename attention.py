@@ -42,8 +42,7 @@ except ImportError:  # optional: without it `segment` serves
     triton = None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# association: y_i = the mean of v_j over all j != i with tokens_j = tokens_i, and 0 where there is none; causal: j < i
+# ---- association: y_i = mean of v_j over j != i with tokens_j = tokens_i, 0 where there is none; causal: j < i -------
 
 IMPLEMENTATIONS = ("dense", "segment", "triton")
 DENSE_UP_TO = dict(cpu=64, cuda=256)  # tokens, where `auto` changes over: measured on two CPU cores and on an H200
@@ -179,8 +178,7 @@ def blank(x, padding_mask):
     return x if padding_mask is None else x.masked_fill(padding_mask[..., None], 0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# manipulation: every position looks at its neighbours
+# ---- manipulation: every position looks at its neighbours ------------------------------------------------------------
 
 
 class Manipulation(nn.Module):
@@ -210,8 +208,7 @@ class Manipulation(nn.Module):
         return band / band.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the attention modules
+# ---- the attention modules -------------------------------------------------------------------------------------------
 
 
 class VanillaAttention(nn.Module):

@@ -51,8 +51,7 @@ TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
 MAX_NAMES = 1024  # variables of a task
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# tasks: a group, the set that it acts on, and the symbols to write both in
+# ---- tasks: a group, the set that it acts on, and the symbols to write both in ---------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +113,7 @@ def make_task(name: str, n_names: int = 26) -> Task:
     return Task(name, symbols, symbols, "1", action, names)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# sampling
+# ---- sampling --------------------------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
@@ -208,8 +206,7 @@ def follow(task, operations, parents):
     return values, depths
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# text, and a solver: symbolic, slow, and independent of `sample`, so that the tests can hold one against the other
+# ---- text, and a solver: symbolic, slow, independent of `sample`; the tests hold one against the other ---------------
 
 
 def parse(text, task) -> list[tuple[str, str, str]]:

@@ -191,8 +191,7 @@ class Transformer(nn.Module):
         return model.eval()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# what a batch asks of a model: `tokens` (B, T), the `positions` (B, n) to read, and the `values` (B, n) to find there
+# ---- what a batch asks: the `values` (B, n) to be found at the `positions` (B, n) of the `tokens` (B, T) -------------
 
 
 def logits_at(model, x, positions):

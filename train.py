@@ -54,8 +54,7 @@ from lego import expect, one_line
 from model import VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint, read_pretrained
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the dials
+# ---- the dials -------------------------------------------------------------------------------------------------------
 
 
 def has_variables(config) -> bool:
@@ -192,8 +191,7 @@ def pick_device(name) -> torch.device:
         return torch.device(name)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# several processes, started by torchrun: each draws the same batch, takes its rows, and gets the mean gradient
+# ---- several processes, by torchrun: each draws the same batch, takes its rows, gets the mean gradient ---------------
 
 RANK = int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 N_RANKS = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
@@ -213,8 +211,7 @@ def rows_of_all_ranks(x):
     return sum_of_ranks(whole)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# sentences: what is drawn at a step is a function of the seed and the step, so a run can be resumed anywhere
+# ---- sentences: what is drawn is a function of the seed and the step, so a run can be resumed anywhere ---------------
 
 
 def seed_of(config, purpose, step=0) -> int:
@@ -275,8 +272,7 @@ def draw_batch(config, step, batch, device):
     return batch, loop
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the model and its test
+# ---- the model and its test ------------------------------------------------------------------------------------------
 
 
 def shares_names(config) -> bool:
@@ -320,8 +316,7 @@ def evaluate(model, batch, config):
     return loss, accuracy
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# training
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 class Objective(nn.Module):

@@ -38,8 +38,7 @@ SEEDS = range(10)
 VARIANTS = {"as it is": [], "compiled": ["--compile=True"], "bfloat16": ["--dtype=bfloat16"]}  # of the main job
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# sentences
+# ---- sentences -------------------------------------------------------------------------------------------------------
 
 
 def sample_through_text(task, batch_size, n_clauses, rng):
@@ -89,8 +88,7 @@ def sample_by_loop(task, batch_size, n_clauses, rng):
     return lego.Batch(*map(torch.tensor, (tokens, positions, values)), depths)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# training steps
+# ---- training steps --------------------------------------------------------------------------------------------------
 
 
 class TorchEncoder(nn.Module):
@@ -188,8 +186,7 @@ def peak_flops(device, dtype, n):
     return 2 * n**3 / best
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the main job
+# ---- the main job ----------------------------------------------------------------------------------------------------
 
 
 def job(runs, device, dials=(), save=lambda rows: None):

@@ -697,7 +697,7 @@ def test_lego_after_words_keeps_what_its_tokens_were(words):
 
 
 def test_weights_start_another_run_with_the_same_answers(unbroken):
-    """--init_from takes the shape, and what is learned of beliefs, on to sentences of another length: 4 labels, 7 loops."""
+    """--init_from takes the shape, and what is learned of beliefs, on to longer sentences: 4 labels, 7 loops."""
     config = config_of(f"--init_from={unbroken}", "--n_clauses=9")
     assert (config.n_embd, config.n_layer, config.carry, config.n_clauses) == (16, 7, "beliefs", 9)
     tokens, (first, second) = lego.sample(lego.make_task("sign"), 4, 9).tokens, (train.make_model(c) for c in (
