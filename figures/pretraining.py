@@ -95,6 +95,14 @@ def final(history, n_evaluations=3):
     return sum(labelled(history)[-n_evaluations:]) / n_evaluations
 
 
+def words(runs, n_evaluations=3):
+    """Lines of figures/README.md: accuracy of the first variable without a label in the end, in %, of every seed."""
+    first = runs["text"][0]["config"]["n_supervised"]
+    in_the_end = lambda run: sum(accuracy[first] for accuracy in run["accuracy"][-n_evaluations:]) / n_evaluations
+    return [f"{label:<32}" + ", ".join(f"{100 * in_the_end(run):.0f}" for run in runs[label])
+            for label in ("random weights", "mimicking", "text")]
+
+
 def draw(runs):
     ends = {label: [final(history) for history in histories] for label, histories in runs.items()}
     c, hardware = runs["text"][0]["config"], runs["text"][0]["hardware"]
