@@ -1,5 +1,5 @@
 """
-Attention: vanilla heads, the two patterns that LEGO found in trained heads, and LEGO attention, which hard-codes them.
+Attention: vanilla heads, the two patterns that the paper found in them, and LEGO attention, which hard-codes these.
 
     token        b  =  -  a  ;     c  =  +  b  ;     a  =  +  1  ;
     position     0  1  2  3  4     5  6  7  8  9    10 11 12 13 14
@@ -311,7 +311,8 @@ class LegoAttention(nn.Module):
 class HybridAttention(nn.Module):
     """
     Vanilla heads on half of the channels, LEGO attention on the other half. Each part has its own output projection,
-    and they add up. The attention map has the vanilla heads first, then LEGO's two. Takes LegoAttention's arguments.
+    and they add up. The attention map has the vanilla heads first, then LEGO's two. Takes LegoAttention's
+    arguments but n_channels.
     """
 
     def __init__(self, n_embd, n_head, dropout=0.0, causal=False, rope=False, **lego):

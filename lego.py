@@ -48,7 +48,7 @@ import torch
 
 IGNORE = -100  # the label of a variable that has none; also the default `ignore_index` of F.cross_entropy
 TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
-MAX_NAMES = 1024  # variables of a task
+MAX_NAMES = 1024  # the most variables that a task can have
 
 
 # ---- tasks: a group, the set that it acts on, and the symbols to write both in ---------------------------------------
@@ -65,7 +65,7 @@ class Task:
     action: torch.Tensor  # (|G|, |X|) int64: action[g, x] is the index of g.x
     names: tuple[str, ...]  # the variables: a to z, then v26, v27, ...
     first_operation = 3  # token id of operations[0]; the ids of the others follow
-    first_name = property(lambda self: self.first_operation + len(self.operations))  # of names[0], in the same way
+    first_name = property(lambda self: self.first_operation + len(self.operations))  # token id of names[0]
 
     @cached_property
     def vocab(self) -> tuple[str, ...]:
@@ -79,12 +79,12 @@ def make_task(name: str, n_names: int = 26) -> Task:
     The task of that name, with `n_names` variables to draw from. Raises ValueError for another name or size.
 
         sign    {+, -} acting on {+1, -1}: the paper's Task 1 (chance 1/2)
-        d<k>    the dihedral group of order 2k acting on itself, k >= 3: d3 is the paper's Task 2 (chance 1/6)
-        c<k>    the cyclic group of order k >= 2, written additively, acting on itself (chance 1/k)
+        d<k>    the dihedral group of order 2k acting on itself, k = 3 to 256: d3 is the paper's Task 2 (chance 1/6)
+        c<k>    the cyclic group of order k = 2 to 512, written additively, acting on itself (chance 1/k)
         s<k>    the permutations of k = 2 to 6 things acting on themselves (chance 1/k!)
         a<k>    the even ones, k = 3 to 6 (chance 2/k!); a5 is the smallest group that is not solvable
 
-    Every operation moves the root to a different value, so the values of a random sentence are uniform too.
+    No two operations take the root to the same value, so the values of a random sentence are uniform too.
     """
     expect(1 <= n_names <= MAX_NAMES, f"n_names={n_names}: expected 1 to {MAX_NAMES}")
     names = (*string.ascii_lowercase[:n_names], *(f"v{i}" for i in range(26, n_names)))
@@ -122,7 +122,7 @@ class Batch(NamedTuple):
     tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
     positions: torch.Tensor  # (B, n) int64: where to read: left-hand sides, then arguments if asked; 0 if dropped
     values: torch.Tensor  # (B, n) int64: what to find there, index into task.values; IGNORE where there is no label
-    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to it
+    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to the variable of that clause
 
 
 def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None, n_distractor=0, drop=None,
@@ -140,7 +140,8 @@ def sample(task, batch_size, n_clauses, generator=None, branch=0.0, parents=None
     n_distractor  length of a second chain in the same sentence, with its own root clause and names, never asked for
     drop          chain index of a clause to leave out, a number or one per sentence (B,). Values from there on are not
                   determined, their labels are IGNORE; the dropped variable still is the next argument
-    arguments     ask at the argument of every clause, too: (B, 2 n), a clause's variable and its argument share a depth
+    arguments     ask at the argument of every clause, too: (B, 2 n); its depth is that of the clause's variable, since
+                  the value arrives there in the loop that takes it on to the variable
     """
     B, n, N, device = batch_size, n_clauses, n_clauses + n_distractor, generator.device if generator else "cpu"
     if not (n >= 1 and n_distractor >= 0 and N <= len(task.names)):

@@ -72,7 +72,7 @@ class Transformer(nn.Module):
     model can't take.
     """
 
-    links_per_loop = 1  # how many links of a chain a loop can follow: tells when a label is due
+    links_per_loop = 1  # how many links of a chain a loop can follow, if chained: tells when a label is due
 
     def __init__(self, config, vocab_size, n_out, block_size):
         super().__init__()
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
                 carried = self.hand_on(x) if i else carried
                 added = carried @ self.value_embedding.weight if config.carry == "beliefs" else carried
                 x = self.dropout(embedded + added)
-            if config.positions == "none":  # a state that grows from layer to layer would drown what the block adds
+            if config.positions == "none":  # not BERT: a state that grows over layers would drown what the block adds
                 x = F.layer_norm(x, x.shape[-1:])
             x, weights = self.blocks[0 if config.tied else i](x, tokens, padding_mask, plan, need_weights)
             yield x, weights
@@ -209,16 +209,16 @@ def loss_of(model, batch, n_loops=None):
 
 def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
     """
-    The loss of one loop more for every sentence, the number of labels due, and what the loop hands on. Every position
+    The loss of the next loop of every sentence, the number of labels due, and what the loop hands on. Every position
     asked for has a label.
 
-    carried   what the loop before has handed on to each sentence, None if there was none for any
-    loop      (B,) which loop of each sentence this is, from 1; a first loop is handed nothing
+    carried   what the loop before has handed on to each sentence; None at the first step
+    loop      (B,) which loop of each sentence this is, from 1; a first loop is handed `nothing_known`
 
-    A label is due when so many loops can have reached it: one loop follows one link, so a variable of depth d is due
-    after d loops (or d / links_per_loop). Before, the model should say that it knows nothing: its prediction is pulled,
-    with unknown_weight, to equal probabilities. Without this it guesses with certainty, and as association takes the
-    mean over all places of a variable, guesses outvote the one place where its value is known.
+    One loop follows one link, so the label of a variable of depth d is due after d loops (or d / links_per_loop).
+    Before, the model should say that it knows nothing: its prediction is pulled, with unknown_weight, to equal
+    probabilities, and this is part of the loss. Without it the model guesses with certainty, and as association takes
+    the mean over all places of a variable, guesses outvote the one place where its value is known.
     """
     if carried is not None:
         carried = torch.where((loop == 1)[:, None, None], model.nothing_known(batch.tokens), carried)
@@ -249,7 +249,7 @@ def mimic_loss(model, batch, n_loops=None, floor=1e-3):
 # A reader can stop here. What follows reads weights from files.
 
 
-VERSION = 2  # of a checkpoint: 2 since a run carries beliefs from step to step
+VERSION = 2  # of a checkpoint: 2 since a run has a carry from step to step
 
 
 def read_checkpoint(folder, device="cpu") -> dict:
@@ -275,5 +275,5 @@ def read_pretrained(folder):
     checkpoint = read_checkpoint(folder)
     dials = {dial: value for dial, value in checkpoint["config"].items() if dial in SHAPE}
     if dials["carry"] != "none":
-        del dials["n_layer"]  # not a shape: with a carry any number of loops will do
+        del dials["n_layer"]  # not part of the shape: with a carry any number of loops will do
     return dials, checkpoint["vocab"], checkpoint["model"]

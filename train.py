@@ -12,14 +12,14 @@ Trains a Transformer on LEGO and plots the test accuracy of every variable.
     torchrun --standalone --nproc_per_node=4 train.py   on 4 GPUs; each process takes a share of every batch
 
 A step makes one loop for every sentence, forward and backward, from what the sentence's loop before has handed on.
-Sentences of all ages stand side by side; one that has had n_layer loops leaves, and a new one comes:
+Sentences of all ages stand side by side; one that has had n_layer loops leaves (in the first steps sooner):
 
-    step     sentence 1      sentence 2      sentence 3      at loop k the labels of depth k or less are due
-      7      loop 3 of 9     loop 9 of 9     loop 1 of 9
-      8      loop 4          NEW, loop 1     loop 2
-      9      loop 5          loop 2          loop 3
+    step     sentence 0      sentence 1      sentence 2      at loop k the labels of depth k or less are due
+     16      loop 8 of 9     loop 9 of 9     NEW, loop 1
+     17      loop 9          NEW, loop 1     loop 2
+     18      NEW, loop 1     loop 2          loop 3
 
-Models that hand on nothing, BERT and ALBERT, make all their layers in one step and see new sentences in the next.
+Models without a carry, such as BERT, make all their layers in one step and see new sentences in the next.
 Writes checkpoint.pt and history.json into `out_dir` at every evaluation and when stopped, and a plot at the end.
 
 A carry from step to step, in which a finished example makes room for a new one, is HRM's and TRM's (arXiv 2506.21734,
@@ -69,8 +69,8 @@ class Config:
     n_clauses: int = 12  # variables of a sentence, T = 5 n_clauses tokens
     n_supervised: int = 0  # the first variables in order of depth carry a label in training; all are tested; 0: half
     n_names: int = 0  # variables to draw from, up to 1024: a to z, then v26, v27, ...; 0: 26, or n_clauses if more
-    branch: float = -1.0  # training sentences are 0: chains, up to 1: any graph; -1: 1, or 0 for vanilla or drop_clause
-    min_clauses: int = 0  # draw the clauses of each training batch from here to n_clauses; 0: always n_clauses
+    branch: float = -1.0  # training sentences are 0: chains, up to 1: any graph; -1: 1, or 0 for vanilla, drop_clause
+    min_clauses: int = 0  # each training batch draws its number of clauses, from here to n_clauses; 0: n_clauses
     n_distractor: int = 0  # up to this many of the clauses, drawn for each batch, form a second chain without labels
     drop_clause: float = 0.0  # share of training batches whose sentences lack a random clause
     corpus: str = ""  # words: a UTF-8 text file; "": the docstrings of torch, numpy and matplotlib
@@ -80,20 +80,20 @@ class Config:
     attention: str = "lego"  # lego, vanilla, or hybrid: half of the channels vanilla heads, the others LEGO
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 0  # blocks; tied: loops of the one block; 0: one for each labelled link, and 3 to spare
-    carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if chained
+    carry: str = ""  # beliefs, state: what a loop hands on; none: gradients cross loops; "": beliefs if chained, of one length
     n_embd: int = 64  # width C
     n_factor: int = 0  # width of the embeddings, widened to C, and GELU by tanh (ALBERT: 128); 0: C, GELU
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
     dropout: float = 0.0  # BERT: 0.1
     norm_eps: float = 1e-5  # BERT: 1e-12
     init_std: float = 0.1  # of all weights; BERT: 0.02
-    positions: str = ""  # learned (BERT); none, or rope for vanilla heads: any length will do; "": learned for vanilla
+    positions: str = ""  # learned (BERT); none; rope (of vanilla heads); "": learned for vanilla, else none
     n_head: int = 4  # vanilla, hybrid: heads of n_embd / n_head channels
     association_share: float = 0.5  # lego, hybrid: share of the channels that go through association
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it
     # optimisation
     batch_size: int = 64  # sentences per step, over all processes
-    n_train: int = 0  # repeat a fixed set of this many sentences, with a carry after one batch more; 0: new ones
+    n_train: int = 0  # repeat a fixed set of this many sentences (with a carry a first batch comes once); 0: new ones
     unknown_weight: float = 0.2  # carry: weight of the loss that keeps a value uniform until it is due; 0: off
     max_steps: int = 300
     stop_at: float = 0.0  # stop when every variable has this accuracy, mean of 5 evaluations; 0: never
@@ -120,7 +120,7 @@ class Config:
         follows_links = self.tied and self.chained and self.attention != "vanilla" and has_variables(self)
         self.n_supervised = self.n_supervised or max(1, self.n_clauses // 2)
         is_short = self.n_clauses - self.n_distractor < self.n_supervised  # the labelled variables may be fewer
-        varied = self.min_clauses or is_short or self.drop_clause  # then no carry
+        varied = self.min_clauses or is_short or self.drop_clause  # a carry needs sentences of one shape
         self.n_layer = self.n_layer or self.n_supervised + 3
         self.n_names = self.n_names or max(26, self.n_clauses)
         if self.branch == -1:
@@ -153,10 +153,10 @@ RULES = """
 
 BERT = dict(attention="vanilla", tied=False, branch=0.0)
 PRESETS = {  # other dials on the command line override these
-    # A compact BERT (ALBERT with --tied=True) that learns from random weights in 4 minutes on a CPU
+    # A compact pre-norm BERT (ALBERT with --tied=True) that learns from random weights in 4 minutes on a CPU
     "vanilla": dict(BERT, n_clauses=6, n_supervised=6, n_names=6, n_layer=3, muon_lr=4e-3, batch_size=128,
                     warmup_steps=100, schedule="constant", max_steps=4000, stop_at=0.999, eval_every=50, eval_size=500),
-    # Masked language modelling with twice the layers, 10 minutes of one core
+    # Masked language modelling with twice the layers of vanilla, 10 minutes of one core
     "words": dict(BERT, task="words", n_layer=6, n_tokens=60, lr=1e-3, muon_lr=1e-2, batch_size=128, warmup_steps=100,
                   schedule="constant", max_steps=1500, eval_every=100, eval_size=500),
     # The official code's demo: BERT-base from random weights, 200 epochs of 120 steps, no warm-up. 0.74 EFLOP: 3 hours
@@ -205,7 +205,7 @@ def sum_of_ranks(x):
 
 
 def rows_of_all_ranks(x):
-    """The whole of a tensor of which each process holds its rows: what is not its own it adds as 0."""
+    """The whole of a tensor of which each process holds its rows: the sum of all, 0 elsewhere."""
     whole = x.new_zeros(N_RANKS * len(x), *x.shape[1:])
     whole[MINE] = x
     return sum_of_ranks(whole)
@@ -240,7 +240,7 @@ def draw_sentences(config, size, step, device) -> lego.Batch:
     n_distractor = dice.randint(0, config.n_distractor)
     n = dice.randint(config.min_clauses or config.n_clauses, config.n_clauses) - n_distractor
     drop = torch.randint(n, (size,), generator=generator, device=device) if dice.random() < config.drop_clause else None
-    # each sentence branches with a probability of its own; the cube makes half of the sentences chains, or nearly
+    # each sentence branches with a probability of its own; by the cube half of them are chains, but for a link or two
     branch = torch.rand(size, generator=generator, device=device, dtype=torch.float32) ** 3 if config.branch else 0.0
     batch = lego.sample(task, size, n, generator, config.branch * branch, None, n_distractor, drop,
                         arguments=config.carry != "none")
@@ -381,14 +381,15 @@ def train(config, model=None, look=None, resume=False) -> dict:
 
         config, n_parameters, hardware, torch    what ran, and where
         step, loss, test_loss, accuracy          one entry per evaluation: steps so far, mean training loss since the
-                                                 last entry in nats per label that is due, what `evaluate` finds
+                                                 last entry in nats per label that is due (with a carry, what keeps
+                                                 the others uniform is in it), what `evaluate` finds
         seconds, flops, tokens                   spent on training so far, evaluation not counted
         looks                                    what look(model, config) returned at each evaluation but the first;
                                                  those before a stop are not kept
 
-    A given model is trained in place; resume continues the run in config.out_dir. Raises ValueError for a dial out of
-    range and for a loss or weight that is not finite, and KeyboardInterrupt(message, signal) when it was told to stop
-    and has saved.
+    A given model is trained in place, and ends with the averaged weights; resume continues the run in config.out_dir.
+    Raises ValueError for a dial out of range and for a loss or weight that is not finite, and
+    KeyboardInterrupt(message, signal) when it was told to stop, has saved if it could, and says so.
     """
     check(config)
     device = pick_device(config.device)
@@ -409,7 +410,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     flops_of_step = {}  # by the shape of the batch, counted once for each
     if resume:
         (step, losses, seconds, flops, tokens), carried = restore(config, model, averaged, optimizers, history)
-        for i in range(max(0, step - config.n_layer), step):  # in n_layer steps every sentence is replaced
+        for i in range(max(0, step - config.n_layer), step):  # in n_layer steps all sentences are replaced
             batch, _ = draw_batch(config, i, batch, device)
     if config.compile:
         with one_line("compile=True: expected a machine where torch.compile works"):
@@ -504,7 +505,7 @@ def reached_stop_at(history, n_evaluations=5) -> bool:
 
 
 def save(config, model, averaged, optimizers, history, progress, carried):
-    """config, vocab and model are what --ask and --init_from read; the rest is for --resume."""
+    """config, vocab and model are what --ask and --init_from read; the rest, but for the history, is for --resume."""
     checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*make_task(config).vocab],
                       model=averaged.module.state_dict(), last=model.state_dict(),
                       optimizers=[optimizer.state_dict() for optimizer in optimizers],

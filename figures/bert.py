@@ -1,7 +1,7 @@
 """
 Reads a pretrained BERT or ALBERT in Hugging Face layout, for --init_from=FOLDER and Transformer.from_pretrained.
 
-    config.json                                 -> the dials of train.py that are its shape
+    config.json                                 -> the dials of train.py: its shape, init_std
     vocab.txt or tokenizer.json                 -> the words, in the order of their ids
     model.safetensors or pytorch_model.bin      -> {name in model.py: tensor}
 """
@@ -13,7 +13,7 @@ import torch
 
 from lego import expect, one_line
 
-BERT_NAMES = {  # those of BERT and ALBERT: ours, to be replaced one after another
+BERT_NAMES = {  # what turns names of BERT and ALBERT into ours, one replacement after another
     "albert.": "", "bert.": "", "gamma": "weight", "beta": "bias", "embeddings.word_embeddings": "token_embedding",
     "embeddings.position_embeddings": "position_embedding", "embeddings.LayerNorm": "norm_embedding",
     "encoder.embedding_hidden_mapping_in": "widen", "encoder.layer.": "blocks.",

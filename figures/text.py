@@ -55,8 +55,9 @@ def split_words(text) -> list[str]:
 @lru_cache(maxsize=2)
 def read_corpus(path="", n_tokens=1, device="cpu", n_words=8192) -> Corpus:
     """
-    The words of a UTF-8 text file, or without a path of the docstrings of LIBRARIES. The vocabulary has n_words, the
-    tokens of LEGO and the most common words. Raises ValueError for a file that is not text, or too short for n_tokens.
+    The words of a UTF-8 text file, or without a path of the docstrings of LIBRARIES. The vocabulary has n_words:
+    special ones, the tokens of LEGO, then the most common. Raises ValueError for a file that is not text, or too short
+    for n_tokens.
     """
     texts = dict.fromkeys(read_paragraphs(path) if path else read_docstrings())  # equal ones count once
     texts = tqdm(texts, desc="reading words", leave=False, disable=not sys.stderr or None)
