@@ -274,6 +274,6 @@ def read_pretrained(folder):
         return read_bert(folder)
     checkpoint = read_checkpoint(folder)
     dials = {dial: value for dial, value in checkpoint["config"].items() if dial in SHAPE}
-    if dials["carry"] != "none":
-        del dials["n_layer"]  # not part of the shape: with a carry any number of loops will do
+    if dials.get("carry", "none") != "none":
+        dials.pop("n_layer", None)  # not part of the shape: with a carry any number of loops will do
     return dials, checkpoint["vocab"], checkpoint["model"]

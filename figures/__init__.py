@@ -5,7 +5,7 @@ The key plots: one script each, and beside it the PNG and the JSON of the number
     python -m figures               redraws every figure from its saved numbers, without training
 
 Each has a NAME, a plot also `draw(numbers)`, which returns a matplotlib figure. Beside them stand runner.py, which
-makes the runs of a figure, show.py, which shows a run, and what reads files of others: text.py and bert.py. train.py
+makes the runs of a figure, show.py, which shows a run, and text.py and bert.py, which read text and BERTs. train.py
 and model.py import the last three, and the figures import train, so nothing of the project is imported here.
 """
 import os

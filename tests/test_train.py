@@ -705,6 +705,14 @@ def test_weights_start_another_run_with_the_same_answers(unbroken):
     assert torch.equal(first(tokens, 9), second(tokens, 9))
 
 
+def test_weights_of_a_checkpoint_without_some_dials_are_taken(unbroken, tmp_path):
+    """Of dials that are not there the defaults serve."""
+    checkpoint = train.read_checkpoint(unbroken)
+    del checkpoint["config"]["carry"], checkpoint["config"]["n_layer"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    assert config_of(f"--init_from={tmp_path}").n_embd == 16
+
+
 # ---- the command line, when it is not
 
 
