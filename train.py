@@ -80,7 +80,7 @@ class Config:
     attention: str = "lego"  # lego, vanilla, or hybrid: half of the channels vanilla heads, the others LEGO
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
     n_layer: int = 0  # blocks; tied: loops of the one block; 0: one for each labelled link, and 3 to spare
-    carry: str = ""  # tied: a loop hands on beliefs or its state; none: gradients cross loops; "": beliefs if chained LEGO
+    carry: str = ""  # tied: hand on beliefs or the state; none: gradients cross loops; "": beliefs if chained LEGO
     n_embd: int = 64  # width C
     n_factor: int = 0  # width of the embeddings, widened to C, and GELU by tanh (ALBERT: 128); 0: C, GELU
     norm_first: bool = True  # pre-norm; False: post-norm (BERT)
