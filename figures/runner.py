@@ -24,8 +24,7 @@ from model import read_checkpoint
 FOLDER = Path(__file__).parent
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# files
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def save(name, numbers):
@@ -59,7 +58,7 @@ def found(name, groups) -> dict:
 
 def as_today(config) -> dict:
     """The dials of a saved run in today's words: once there were only chains, and mimicking was a dial of its own."""
-    return {"branch": 0.0, **config, **({"task": "mimic"} if config.get("mimic") else {})}
+    return {"branch": 0.0, "behind": "", "placebo": "", **config, **({"task": "mimic"} if config.get("mimic") else {})}
 
 
 def is_missing(name, groups) -> bool:
@@ -82,8 +81,7 @@ def redraw(name, draw, groups=None):
     print(f"wrote figures/{name}.png")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# command lines
+# ---- command lines ---------------------------------------------------------------------------------------------------
 
 
 def main(name, draw, groups, run=None, prepare=None, scales=("laptop",)):
@@ -162,8 +160,7 @@ def main_measured(name, measure, present):
     lego.command_line(make)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# training
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def make_checkpoints(configs):

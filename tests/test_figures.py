@@ -410,20 +410,30 @@ def test_changed_value_is_that_of_the_other_sentence(dials):
     assert (flips[-1].diagonal() != flips[-1].roll(1, 0).diagonal()).any()
 
 
-def test_lego_attention_takes_the_rates_that_were_best():
-    """The lowest loss in the end for words; for LEGO the fewest FLOPs to 99%, of the rates that get there at all."""
-    configs = lego_attention.searches()
-    found = runner.found("lego_attention.search", configs)
+def test_searched_rates_are_bracketed():
+    """A larger and a smaller rate than the best of each variant was tried."""
+    best = lego_attention.best_rates()
+    for variant, rates in lego_attention.RATES.items():
+        assert min(rates) < best[variant] < max(rates), variant
 
-    def flops(history, n=3):
-        reached = [f for f, a in zip(history["flops"], history["accuracy"]) if sum(a[:n]) / n >= 0.99]
-        return min(reached, default=float("inf"))
 
-    for rates, best, task, key in ((lego_attention.RATES, lego_attention.BEST, "words", lambda h: h["test_loss"][-1]),
-                                   (lego_attention.TASK_RATES, lego_attention.TASK_BEST, "LEGO", flops)):
-        for variant, tried in rates.items():
-            assert all(found[f"{task}, {variant}"])
-            assert min(zip(tried, found[f"{task}, {variant}"]), key=lambda pair: key(pair[1]))[0] == best[variant]
+@pytest.mark.parametrize("placebo", lego_attention.PLACEBOS)
+def test_placebo_is_association_with_other_tokens(placebo):
+    """With all others it is their mean; with shuffled ones as many groups of the same sizes, elsewhere."""
+    dials = dict(attention="lego", association_share=1.0, chained=False, n_layer=1, placebo=placebo)
+    model = lego_attention.make_model(lego_attention.Dials(**{**TINY, **dials}))
+    attention, tokens, x = model.blocks[0].attn, torch.tensor([[3, 4, 3, 5, 3, 4, 6]] * 50), torch.randn(50, 7, 16)
+    y, v = attention(x, tokens, None, make_plan(tokens)), attention.value(x)
+    if placebo == "all tokens":
+        torch.testing.assert_close(y, attention.proj((v.sum(1, keepdim=True) - v) / 6))
+    else:  # one sentence, shuffled in 50 ways or in one: of its tokens two have no twin
+        alone = (y - attention.proj.bias).abs().sum(-1) < 1e-5
+        assert (alone.sum(1) == 2).all() and not alone[0, [3, 6]].all()
+
+
+def test_flops_to_a_loss_lie_between_evaluations():
+    history = dict(flops=[0, 1e12, 3e12, 4e12], test_loss=[9.0, 5.0, 4.0, 4.5])
+    assert [lego_attention.tflop_to(history, loss) for loss in (5.0, 4.25, 4.0, 3.9)] == [1.0, 2.5, 3.0, None]
 
 
 def test_every_implementation_of_association_in_the_figure_is_association():
@@ -582,10 +592,16 @@ def test_readme_and_notebook_quote_the_numbers():
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
                  *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
                  *extrapolation.taken(runs), *composition.words(runner.load("composition")),
+                 *pretraining.words(runner.load("pretraining")),
+                 *MODULES["groups"].words(runner.load("groups")),
                  *convolution.words(runner.load("convolution")),
                  *shortcut.words(runner.complete(runner.found("shortcut", shortcut.groups()))),
                  *learning.words(learned), *hubs):
         assert f"    {line}\n" in notebook, line
+    pretrained = runner.complete(runner.found("lego_attention", lego_attention.groups()))
+    for line in lego_attention.words(pretrained):
+        assert f"    {line}\n" in notebook, line
+    assert f"with {show.span(lego_attention.shares(pretrained)['LEGO'])}% of its FLOPs" in readme
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
     compared = runner.complete(runner.found("rivals", rivals.groups()))
     for line in (*rivals.table(compared), *rivals.steps(runner.load("rivals.steps"))):
