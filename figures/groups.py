@@ -93,8 +93,8 @@ def draw(runs):
     figure, (panels,) = show.picture(
         "Groups of 60 and 120 elements are learned in minutes if single products come first", 1, 2, 11, 4.6,
         f"the default at width {c['n_embd']}, {c['n_clauses']} clauses; products first: begun from a model that has "
-        "learned sentences of two clauses, whose tokens are where its line begins; at once: from random weights; a "
-        f"line is a seed, {len(SEEDS)} of each; {hardware} a run")
+        "learned sentences of two clauses, whose tokens are where its line begins; at once: from random weights, a5 "
+        f"alone; unknown_weight 1; a line is a seed, {len(SEEDS)} of each; {hardware} a run")
     for axes, (task, n) in zip(panels, TASKS.items()):
         ends = []
         for way, color in COLORS.items():

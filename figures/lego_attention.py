@@ -17,6 +17,7 @@ import statistics
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from figures import runner, show
@@ -143,14 +144,21 @@ def shares(runs, base="vanilla, rotary"):
 
 
 def words(runs):
-    """Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end, each seed."""
+    """
+    Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end of each seed;
+    where they were trained for long, the loss at the FLOPs that LEGO spends in all, and `shares`.
+    """
     lines, base = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS]
+    spent, needed = runs["LEGO"][0]["flops"][-1], shares(runs)
     for label, histories in runs.items():
         variant, c = label.removeprefix("parts, "), histories[0]["config"]
         times = c["lr"] / train.PRESETS["words"]["lr"]
-        shares = "".join(f"{flops_of_layers(variant, T) / flops:5.0%}" for T, flops in zip(LENGTHS, base))
-        lines.append(f"{variant:<28}{c['max_steps']:>5,} steps  {shares}   x{times:<5g}"
+        of_layers = "".join(f"{flops_of_layers(variant, T) / flops:5.0%}" for T, flops in zip(LENGTHS, base))
+        lines.append(f"{variant:<28}{c['max_steps']:>5,} steps  {of_layers}   x{times:<5g}"
                      + "  ".join(f"{run['test_loss'][-1]:.2f}" for run in histories))
+        if label in needed:
+            at_equal = [np.interp(spent, run["flops"], run["test_loss"]) for run in histories]
+            lines[-1] += "".join(f"{x:6.2f}" for x in at_equal) + "  " + "".join(f"{x:4.0f}%" for x in needed[label])
     return lines
 
 
@@ -160,11 +168,11 @@ def draw(runs):
     needed = shares(runs)
     c, hardware = runs["LEGO"][0]["config"], runs["LEGO"][0]["hardware"]
     figure, ((over_flops, at_loss),) = show.picture(
-        f"LEGO attention comes to vanilla attention's loss with {show.span(needed['LEGO'])}% of its FLOPs",
+        f"LEGO attention comes to rotary vanilla attention's loss with {show.span(needed['LEGO'])}% of its FLOPs",
         1, 2, 11, 4.8,
         f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}, {c['max_steps']} "
         "steps; learning rates searched for each; convolved: behind queries, keys and values; half: of the channels; a "
-        f"dot or a thin line is a seed, a thick one the mean; {hardware} a run")
+        f"dot or a thin line is a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
     for variant, histories in runs.items():
         tflops = [flops / 1e12 for flops in histories[0]["flops"]]
         show.lines(over_flops, tflops, [history["test_loss"] for history in histories], COLORS[variant])

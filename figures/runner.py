@@ -57,7 +57,7 @@ def found(name, groups) -> dict:
 
 
 def as_today(config) -> dict:
-    """The dials of a saved run in today's words: once there were only chains, and mimicking was a dial of its own."""
+    """The dials of a saved run in today's words: once there were chains alone, and mimicking was a dial of its own."""
     return {"branch": 0.0, "behind": "", "placebo": "", **config, **({"task": "mimic"} if config.get("mimic") else {})}
 
 
