@@ -17,20 +17,24 @@ The block is torch.nn.TransformerEncoderLayer's with GELU; sharing it is ALBERT'
 diffusion models (self-conditioning, arXiv 2208.04202); putting them in place of the state is ours. `config` is
 train.Config, which explains every dial used here, or any object with the same attributes.
 """
+import json
 import math
 import os
 import zipfile
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from attention import make_attention, make_plan, target_maps
 from figures.bert import read_bert
-from lego import IGNORE, expect, one_line
+from lego import IGNORE, TOKENS_PER_CLAUSE, Batch, expect, one_line, write
 
 
 class Block(nn.Module):
@@ -191,7 +195,7 @@ class Transformer(nn.Module):
         return model.eval()
 
 
-# ---- what a batch asks: the `values` (B, n) to be found at the `positions` (B, n) of the `tokens` (B, T) -------------
+# ---- to train it: a batch asks for the `values` (B, n) at the `positions` (B, n) of the `tokens` (B, T) --------------
 
 
 def logits_at(model, x, positions):
@@ -245,11 +249,51 @@ def mimic_loss(model, batch, n_loops=None, floor=1e-3):
     return loss, torch.tensor(float(len(targets)), device=targets.device), None
 
 
+@torch.no_grad()
+def evaluate(model, batch, config):
+    """
+    The test loss, and the accuracies: of every variable, labelled or not; of all words; none for mimic. A model with a
+    carry makes a loop for each clause and 4 to spare.
+    """
+    rows, n_loops = [], config.n_layer if config.carry == "none" else config.n_clauses + 4
+    for part in map(Batch._make, zip(*(x.split(128) for x in batch))):
+        loss, n, logits = (mimic_loss if config.task == "mimic" else loss_of)(model, part, n_loops)
+        right = [] if logits is None else (logits.argmax(-1) == part.values).float().sum(0)
+        rows.append(torch.stack((loss, n, *right)))
+    loss, n, *right = sum(rows)
+    expect(n > 0, f"eval_size={config.eval_size}: expected a label to test on, there is none")  # all words are unknown
+    accuracy = [sum(right) / n] if config.task == "words" else [x / len(batch.tokens) for x in right]
+    loss, *accuracy = torch.stack((loss / n, *accuracy)).tolist()
+    return loss, accuracy
+
+
+def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest; AdamW for all if muon_lr is 0."""
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if config.muon_lr else []
+    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
+    return optimizers
+
+
+@torch.no_grad()
+def count_flops(run) -> int:
+    """
+    The multiplications and additions in the matrix products and convolutions of run(), forward and backward: a backward
+    pass takes twice a forward one. Fused attention hides its products, so it is taken apart for the count.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return 3 * counter.get_total_flops()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# A reader can stop here. What follows reads weights from files.
+# A reader can stop here. What follows reads and writes files.
 
 
 VERSION = 2  # of a checkpoint: 2 since a run has a carry from step to step
+COLUMNS = ("step", "loss", "test_loss", "accuracy", "seconds", "flops", "tokens")  # of a history
 
 
 def read_checkpoint(folder, device="cpu") -> dict:
@@ -277,3 +321,36 @@ def read_pretrained(folder):
     if dials.get("carry", "none") != "none":
         dials.pop("n_layer", None)  # not part of the shape: with a carry any number of loops will do
     return dials, checkpoint["vocab"], checkpoint["model"]
+
+
+def save(config, vocab, history, model, averaged, optimizers, progress, carried):
+    """config, vocab and model are what --ask and --init_from read; the rest, but for the history, is for --resume."""
+    checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*vocab], model=averaged.module.state_dict(),
+                      last=model.state_dict(), optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                      history=json.dumps(history), progress=[*progress], carried=carried)
+    write(Path(config.out_dir) / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
+    write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
+
+
+def restore(config, vocab, history, model, averaged, optimizers):
+    """Puts a run where the checkpoint in out_dir left it; returns its progress, and what all its sentences carry."""
+    saved, device = read_checkpoint(config.out_dir), model.head.weight.device
+    with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
+        expect(saved["vocab"] == [*vocab], f"corpus={config.corpus} has other words")
+        model.load_state_dict(saved["last"])
+        averaged.module.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
+            for p, state in optimizer.state.items():
+                expect(all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
+                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer")
+        columns = json.loads(saved["history"])
+        history |= {column: [*columns[column]] for column in COLUMNS}
+        step, losses, seconds, flops, tokens = saved["progress"]
+        averaged.n_averaged.fill_(step)
+        losses, carried = [loss.to(device) for loss in losses], saved["carried"]
+        expect(all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses")
+        if carried is not None:
+            like = model.nothing_known(torch.empty(config.batch_size, TOKENS_PER_CLAUSE * config.n_clauses))
+            expect(carried.shape == like.shape and carried.isfinite().all(), "carried")
+        return (int(step), losses, float(seconds), int(flops), int(tokens)), carried

@@ -41,17 +41,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import lego
 from figures import show
 from figures.text import read_corpus, sample_words
 from lego import expect, one_line
-from model import VERSION, Transformer, loss_of, loss_of_one_loop, mimic_loss, read_checkpoint, read_pretrained
+from model import (COLUMNS, Transformer, count_flops, evaluate, loss_of, loss_of_one_loop, make_optimizers, mimic_loss,
+                   read_checkpoint, read_pretrained, restore, save)
 
 
 # ---- the dials -------------------------------------------------------------------------------------------------------
@@ -272,7 +271,7 @@ def draw_batch(config, step, batch, device):
     return batch, loop
 
 
-# ---- the model and its test ------------------------------------------------------------------------------------------
+# ---- the model -------------------------------------------------------------------------------------------------------
 
 
 def shares_names(config) -> bool:
@@ -297,25 +296,6 @@ def make_model(config, weights=None, kind=Transformer) -> Transformer:
     return model
 
 
-@torch.no_grad()
-def evaluate(model, batch, config):
-    """
-    The test loss, and the accuracies: of every variable, labelled or not; of all words; none for mimic. A model with a
-    carry makes a loop for each clause and 4 to spare.
-    """
-    rows, n_loops = [], config.n_layer if config.carry == "none" else config.n_clauses + 4
-    for part in map(lego.Batch._make, zip(*(x.split(128) for x in batch))):
-        loss, n, logits = (mimic_loss if config.task == "mimic" else loss_of)(model, part, n_loops)
-        right = [] if logits is None else (logits.argmax(-1) == part.values).float().sum(0)
-        rows.append(torch.stack((loss, n, *right)))
-    loss, n, *right = sum(rows)
-    # a text of unknown words has none
-    expect(n > 0, f"eval_size={config.eval_size}: expected sentences with a label to test on, there is none")
-    accuracy = [sum(right) / n] if config.task == "words" else [x / len(batch.tokens) for x in right]
-    loss, *accuracy = (sum_of_ranks(torch.stack((loss / n, *accuracy))) / N_RANKS).tolist()  # so that all decide alike
-    return loss, accuracy
-
-
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -334,33 +314,12 @@ class Objective(nn.Module):
         return loss, n, None
 
 
-def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest; AdamW for all if muon_lr is 0."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if config.muon_lr else []
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
-    return optimizers
-
-
 def lr_multiplier(step, config) -> float:
     """Linear warm-up, then the schedule."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     left = 1 - (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)  # from 1 down to 0
     return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[config.schedule]
-
-
-@torch.no_grad()
-def count_flops(run) -> int:
-    """
-    The multiplications and additions in the matrix products and convolutions of run(), forward and backward: a backward
-    pass takes twice a forward one. Fused attention hides its products, so it is taken apart for the count.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return 3 * counter.get_total_flops()
 
 
 def check_finite(config, model, losses, step):
@@ -372,9 +331,6 @@ def check_finite(config, model, losses, step):
                          f"muon_lr={config.muon_lr}, or grad_clip=1; the last checkpoint stays")
 
 
-COLUMNS = ("step", "loss", "test_loss", "accuracy", "seconds", "flops", "tokens")  # of a history
-
-
 def train(config, model=None, look=None, resume=False) -> dict:
     """
     Trains a model and returns the history of its run, which history.json keeps:
@@ -384,8 +340,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                                                  last entry in nats per label that is due (with a carry, what keeps
                                                  the others uniform is in it), what `evaluate` finds
         seconds, flops, tokens                   spent on training so far, evaluation not counted
-        looks                                    what look(model, config) returned at each evaluation but the first;
-                                                 those before a stop are not kept
+        looks                                    what look(model, config) returned since a stop, but not at step 0
 
     A given model is trained in place, and ends with the averaged weights; resume continues the run in config.out_dir.
     Raises ValueError for a dial out of range and for a loss or weight that is not finite, and
@@ -402,14 +357,16 @@ def train(config, model=None, look=None, resume=False) -> dict:
             os.makedirs(config.out_dir, exist_ok=True)
     model = (make_model(config) if model is None else model).to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)).eval()
-    optimizers = make_optimizers(model, config)
+    optimizers, vocab = make_optimizers(model, config), make_task(config).vocab
     history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=show.hardware(device),
                    torch=str(torch.__version__), **{column: [] for column in COLUMNS})
     step, losses, seconds, flops, tokens = 0, [], 0.0, 0, 0  # losses: (loss, labels) of the steps since an evaluation
     batch = carried = None  # the sentences of the step before, and what their last loop handed on
     flops_of_step = {}  # by the shape of the batch, counted once for each
     if resume:
-        (step, losses, seconds, flops, tokens), carried = restore(config, model, averaged, optimizers, history)
+        check_resumes(config, read_checkpoint(config.out_dir)["config"])
+        (step, losses, seconds, flops, tokens), carried = restore(config, vocab, history, model, averaged, optimizers)
+        carried = None if carried is None else carried[MINE].to(device)
         for i in range(max(0, step - config.n_layer), step):  # in n_layer steps all sentences are replaced
             batch, _ = draw_batch(config, i, batch, device)
     if config.compile:
@@ -437,6 +394,8 @@ def train(config, model=None, look=None, resume=False) -> dict:
                     test = draw_test(config, config.eval_size, make_generator(config, "test", step, device))
                     with autocast:
                         test_loss, accuracy = evaluate(averaged.module, test, config)
+                    mean = sum_of_ranks(torch.tensor([test_loss, *accuracy])) / N_RANKS  # so that all decide alike
+                    test_loss, *accuracy = mean.tolist()
                     total, n = torch.stack(losses).sum(0).tolist() if losses else (0, 0)
                     loss = total / n if n else None
                     for column, value in zip(COLUMNS, (step, loss, test_loss, accuracy, seconds, flops, tokens)):
@@ -449,7 +408,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                 carried_by_all = None if carried is None else rows_of_all_ranks(carried)
                 if RANK == 0 and config.out_dir and step:  # at step 0 the files of the last run are worth more
                     progress = step, losses, seconds, flops, tokens
-                    save(config, model, averaged, optimizers, history, progress, carried_by_all)
+                    save(config, vocab, history, model, averaged, optimizers, progress, carried_by_all)
                 clock = time.perf_counter()
             if step >= config.max_steps or reached_stop_at(history):
                 break
@@ -501,17 +460,7 @@ def reached_stop_at(history, n_evaluations=5) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A reader can stop here. What follows saves and restores a run, and reads the command line.
-
-
-def save(config, model, averaged, optimizers, history, progress, carried):
-    """config, vocab and model are what --ask and --init_from read; the rest, but for the history, is for --resume."""
-    checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*make_task(config).vocab],
-                      model=averaged.module.state_dict(), last=model.state_dict(),
-                      optimizers=[optimizer.state_dict() for optimizer in optimizers],
-                      history=json.dumps(history), progress=[*progress], carried=carried)
-    lego.write(Path(config.out_dir) / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
-    lego.write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
+# A reader can stop here. What follows reads the command line.
 
 
 def check_resumes(config, dials):
@@ -520,32 +469,6 @@ def check_resumes(config, dials):
         if dial not in RESUME_MAY_CHANGE + OF_THIS_MACHINE and getattr(config, dial) != value:
             raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
                              f"only {', '.join(RESUME_MAY_CHANGE)} may change")
-
-
-def restore(config, model, averaged, optimizers, history):
-    """Puts a run where the checkpoint in out_dir left it; returns its progress, and what it carries."""
-    saved, device = read_checkpoint(config.out_dir), model.head.weight.device
-    check_resumes(config, saved["config"])
-    with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
-        expect(saved["vocab"] == [*make_task(config).vocab], f"corpus={config.corpus} has other words")
-        model.load_state_dict(saved["last"])
-        averaged.module.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
-            for p, state in optimizer.state.items():
-                expect(all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
-                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer")
-        columns = json.loads(saved["history"])
-        history |= {column: [*columns[column]] for column in COLUMNS}
-        step, losses, seconds, flops, tokens = saved["progress"]
-        averaged.n_averaged.fill_(step)
-        losses, carried = [loss.to(device) for loss in losses], saved["carried"]
-        expect(all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses")
-        if carried is not None:
-            like = model.nothing_known(torch.empty(config.batch_size, lego.TOKENS_PER_CLAUSE * config.n_clauses))
-            expect(carried.shape == like.shape and carried.isfinite().all(), "carried")
-            carried = carried[MINE].to(device)
-        return (int(step), losses, float(seconds), int(flops), int(tokens)), carried
 
 
 @dataclass

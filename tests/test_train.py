@@ -1039,7 +1039,7 @@ def test_text_held_out_without_a_known_word_is_one_line(tmp_path):
     """Its loss would be nan. Paragraphs so short that an evaluation finds nothing but their ends."""
     (tmp_path / "text.txt").write_text("\n\n".join(["ab", "cd", "ef", "gh"] * 15))
     dials = dict(VANILLA, task="words", corpus=str(tmp_path / "text.txt"), n_tokens=1, eval_size=1, eval_every=1)
-    with pytest.raises(ValueError, match="eval_size=1: expected sentences with a label to test on"):
+    with pytest.raises(ValueError, match="eval_size=1: expected a label to test on"):
         train.train(tiny(**dials))
 
 
