@@ -1,5 +1,5 @@
 """
-A compact Transformer encoder that predicts something at every token: embedding, blocks, head.
+A compact Transformer encoder that predicts something at every token; below it its losses, its test, its files.
 
     tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times (tied) -> head -> logits (B, T, n_out)
 
@@ -195,7 +195,7 @@ class Transformer(nn.Module):
         return model.eval()
 
 
-# ---- to train it: a batch asks for the `values` (B, n) at the `positions` (B, n) of the `tokens` (B, T) --------------
+# ---- losses and test: a batch asks for the `values` (B, n) at the `positions` (B, n) of the `tokens` (B, T) ----------
 
 
 def logits_at(model, x, positions):
@@ -261,7 +261,7 @@ def evaluate(model, batch, config):
         right = [] if logits is None else (logits.argmax(-1) == part.values).float().sum(0)
         rows.append(torch.stack((loss, n, *right)))
     loss, n, *right = sum(rows)
-    expect(n > 0, f"eval_size={config.eval_size}: expected a label to test on, there is none")  # all words are unknown
+    expect(n > 0, f"eval_size={config.eval_size}: expected a label to test on, there is none")  # text may have none
     accuracy = [sum(right) / n] if config.task == "words" else [x / len(batch.tokens) for x in right]
     loss, *accuracy = torch.stack((loss / n, *accuracy)).tolist()
     return loss, accuracy
@@ -324,7 +324,7 @@ def read_pretrained(folder):
 
 
 def save(config, vocab, history, model, averaged, optimizers, progress, carried):
-    """config, vocab and model are what --ask and --init_from read; the rest, but for the history, is for --resume."""
+    """--ask and --init_from read config, vocab and model, the figures the history, too, --resume all of it."""
     checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*vocab], model=averaged.module.state_dict(),
                       last=model.state_dict(), optimizers=[optimizer.state_dict() for optimizer in optimizers],
                       history=json.dumps(history), progress=[*progress], carried=carried)
@@ -332,9 +332,9 @@ def save(config, vocab, history, model, averaged, optimizers, progress, carried)
     write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
 
 
-def restore(config, vocab, history, model, averaged, optimizers):
-    """Puts a run where the checkpoint in out_dir left it; returns its progress, and what all its sentences carry."""
-    saved, device = read_checkpoint(config.out_dir), model.head.weight.device
+def restore(saved, config, vocab, history, model, averaged, optimizers):
+    """Puts a run where its checkpoint left it; returns its progress, and what all its sentences carry."""
+    device = model.head.weight.device
     with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
         expect(saved["vocab"] == [*vocab], f"corpus={config.corpus} has other words")
         model.load_state_dict(saved["last"])

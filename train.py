@@ -26,7 +26,6 @@ A carry from step to step, in which a finished example makes room for a new one,
 2510.04871); cutting all gradients to the past is also the Recursive Stem Model's (2603.15641). Ours: the carry holds
 beliefs, a step is one loop, a label waits until it is due.
 """
-import json
 import math
 import os
 import random
@@ -178,6 +177,14 @@ OF_THIS_MACHINE = ("out_dir", "device", "compile")  # never taken from a checkpo
 def check(config):
     """Raises ValueError for the first dial that is of another type or breaks a rule."""
     lego.check(config, RULES, n_processes=N_RANKS, inf=math.inf)
+
+
+def check_resumes(config, dials):
+    """Raises ValueError for a dial that is not as in the run to resume, and has to be."""
+    for dial, value in dials.items():
+        if dial not in RESUME_MAY_CHANGE + OF_THIS_MACHINE and getattr(config, dial) != value:
+            raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
+                             f"only {', '.join(RESUME_MAY_CHANGE)} may change")
 
 
 def pick_device(name) -> torch.device:
@@ -340,7 +347,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                                                  last entry in nats per label that is due (with a carry, what keeps
                                                  the others uniform is in it), what `evaluate` finds
         seconds, flops, tokens                   spent on training so far, evaluation not counted
-        looks                                    what look(model, config) returned since a stop, but not at step 0
+        looks                                    look(model, config) at each evaluation but the first, or since a stop
 
     A given model is trained in place, and ends with the averaged weights; resume continues the run in config.out_dir.
     Raises ValueError for a dial out of range and for a loss or weight that is not finite, and
@@ -364,8 +371,10 @@ def train(config, model=None, look=None, resume=False) -> dict:
     batch = carried = None  # the sentences of the step before, and what their last loop handed on
     flops_of_step = {}  # by the shape of the batch, counted once for each
     if resume:
-        check_resumes(config, read_checkpoint(config.out_dir)["config"])
-        (step, losses, seconds, flops, tokens), carried = restore(config, vocab, history, model, averaged, optimizers)
+        saved = read_checkpoint(config.out_dir)
+        check_resumes(config, saved["config"])
+        progress, carried = restore(saved, config, vocab, history, model, averaged, optimizers)
+        step, losses, seconds, flops, tokens = progress
         carried = None if carried is None else carried[MINE].to(device)
         for i in range(max(0, step - config.n_layer), step):  # in n_layer steps all sentences are replaced
             batch, _ = draw_batch(config, i, batch, device)
@@ -384,7 +393,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
     clock = time.perf_counter()
     with lego.deferred_signals() as signals, bar:
         while True:
-            # evaluate and save, with the clock stopped
+            # evaluate and save, with the clock stopped; all processes take the same mean, so that all decide alike
             evaluates = evaluates_at(step, history, config)
             stops = sum_of_ranks(torch.tensor(len(signals))) > 0  # a signal to one process stops all together
             if evaluates or stops:
@@ -394,8 +403,7 @@ def train(config, model=None, look=None, resume=False) -> dict:
                     test = draw_test(config, config.eval_size, make_generator(config, "test", step, device))
                     with autocast:
                         test_loss, accuracy = evaluate(averaged.module, test, config)
-                    mean = sum_of_ranks(torch.tensor([test_loss, *accuracy])) / N_RANKS  # so that all decide alike
-                    test_loss, *accuracy = mean.tolist()
+                    test_loss, *accuracy = (sum_of_ranks(torch.tensor([test_loss, *accuracy])) / N_RANKS).tolist()
                     total, n = torch.stack(losses).sum(0).tolist() if losses else (0, 0)
                     loss = total / n if n else None
                     for column, value in zip(COLUMNS, (step, loss, test_loss, accuracy, seconds, flops, tokens)):
@@ -461,14 +469,6 @@ def reached_stop_at(history, n_evaluations=5) -> bool:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows reads the command line.
-
-
-def check_resumes(config, dials):
-    """Raises ValueError for a dial that is not as in the run to resume, and has to be."""
-    for dial, value in dials.items():
-        if dial not in RESUME_MAY_CHANGE + OF_THIS_MACHINE and getattr(config, dial) != value:
-            raise ValueError(f"{dial}={getattr(config, dial)}: expected {value}, as in the run to resume; "
-                             f"only {', '.join(RESUME_MAY_CHANGE)} may change")
 
 
 @dataclass

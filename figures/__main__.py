@@ -13,11 +13,10 @@ def main(arguments):
     for module in pkgutil.iter_modules(figures.__path__):
         module = importlib.import_module(f"figures.{module.name}")
         if hasattr(module, "draw"):
-            groups = getattr(module, "groups", lambda *scale: None)
-            runner.redraw(module.NAME, module.draw, groups())
-            for path in sorted(runner.FOLDER.glob(f"{module.NAME}_*.json")):  # another scale, or a GPU
-                if "." not in path.stem:
-                    runner.redraw(path.stem, module.draw, groups(path.stem.removeprefix(f"{module.NAME}_")))
+            groups = module.groups() if hasattr(module, "groups") else None
+            runner.redraw(module.NAME, module.draw, groups)
+            if (runner.FOLDER / f"{module.NAME}_gpu.json").exists():
+                runner.redraw(f"{module.NAME}_gpu", module.draw)
 
 
 if __name__ == "__main__":

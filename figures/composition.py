@@ -21,13 +21,9 @@ COLORS = dict(zip(SHORTEST, (show.GRAY, show.BLUE, show.RED)))
 
 def groups():
     """{label: [config of every seed]}"""
-    return {label: [pretraining.on_lego(seed=seed, init_from=f"out/mimicking-{seed}", min_clauses=shortest)
+    return {label: [pretraining.on_lego(seed=seed, init_from=f"out/mimicking-{seed}", min_clauses=shortest,
+                                        max_steps=pretraining.FIRST_STOP)
                     for seed in SEEDS] for label, shortest in SHORTEST.items()}
-
-
-def prepare(configs):
-    """Trains what the configs begin from."""
-    runner.make_checkpoints([heads.sources(seed)["mimicking"] for seed in SEEDS])
 
 
 def words(runs):
@@ -68,4 +64,4 @@ def draw(runs):
 
 
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, prepare=prepare)
+    runner.main(NAME, draw, groups, sources=[heads.sources(seed)["mimicking"] for seed in SEEDS])

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from figures import runner, show
-import lego
 import train
 from attention import Manipulation
 
@@ -37,15 +36,14 @@ class Convolved(train.Config):
     times: float = 1.0  # the learning rates
 
 
-HALF = dict(attention="hybrid")
 VARIANTS = {  # label: its dials
     "vanilla": {},
     "2 heads": dict(n_head=2),
     "convolved values": dict(behind="value"),
     "convolved queries, keys, values": dict(behind="query, key, value"),
-    "2 heads and convolution": dict(HALF, association_share=0.0),
-    "2 heads and association": dict(HALF, association_share=1.0, chained=False),
-    "2 heads and both": HALF,
+    "2 heads and convolution": dict(attention="hybrid", association_share=0.0),
+    "2 heads and association": dict(attention="hybrid", association_share=1.0, chained=False),
+    "2 heads and both": dict(attention="hybrid"),
     "LEGO attention": dict(attention="lego"),
 }
 
@@ -128,11 +126,5 @@ def draw(runs):
     return figure
 
 
-def main(arguments):
-    again = runner.is_again(arguments)
-    runner.train_all(f"{NAME}.search", searches(), run, again=again)
-    runner.make(NAME, draw, groups, arguments, run)
-
-
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main(NAME, draw, groups, run, before=[("search", searches, run)])

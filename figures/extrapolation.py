@@ -51,44 +51,41 @@ def groups():
 
 
 @torch.no_grad()
-def ask(model, task, size, n, graph, generator):
-    """
-    Of each sentence: which variables (B, n) are right after depth + SPARE loops, the value (B,) of the first one, and
-    how many clauses (B,) take the variable that most of them take.
-    """
-    parts = []
+def ask(model, size, n, graph, generator):
+    """Of each sentence: which variables (B, n) are right after depth + SPARE loops, and the value (B,) of the first."""
+    parts, task = [], lego.make_task(model.config.task, max(26, n))
     for _ in range(0, size, 50):
         batch = lego.sample(task, min(size, 50), n, generator, **graph)
         for x, _ in model.layers(batch.tokens, int(batch.depths.max()) + SPARE):
             pass
-        arguments, names = batch.tokens[:, 3 :: lego.TOKENS_PER_CLAUSE], batch.tokens.gather(1, batch.positions)
-        taken = torch.stack([(arguments == name[:, None]).sum(1) for name in names.T])  # (n, B)
-        parts.append((logits_at(model, x, batch.positions).argmax(-1) == batch.values, batch.values[:, 0],
-                      taken.amax(0)))
+        parts.append((logits_at(model, x, batch.positions).argmax(-1) == batch.values, batch.values[:, 0]))
     return map(torch.cat, zip(*parts))
+
+
+def summary(right):
+    """Of answers (B, n), right or not: how many sentences, how many right in all, accuracy of the worst variable."""
+    return [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
 
 
 def run(config):
     """
     Trains a model and asks it the sentences of TESTS; the history of the run, with
 
-        asked    {test: [number of sentences, of those right in all variables, accuracy of the worst variable]}
+        asked    {test: summary}
         hubs     {test: [share of right sentences for every value of the hub]}, for stars
-        taken    {test: [[sentences in which so many clauses take one variable, those of them that are right], ...]}
     """
     model = train.make_model(config)
     history = train.train(config, model)
     generator = torch.Generator(model.head.weight.device).manual_seed(2**31)
-    history["asked"], history["hubs"], history["taken"] = {}, {}, {}
+    history["asked"], history["hubs"] = {}, {}
     is_default = config.branch and config.unknown_weight and config.carry == "beliefs"
     for name in TESTS if is_default else FEW:
         size, n, graph = TESTS[name]
-        task = lego.make_task(config.task, max(26, n))
-        right, first, taken = ask(model, task, size, n, graph, generator)
-        history["asked"][name] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
-        history["taken"][name] = [[int((taken == k).sum()), int(right[taken == k].all(1).sum())] for k in range(n + 1)]
+        right, first = ask(model, size, n, graph, generator)
+        history["asked"][name] = summary(right)
         if "star" in name:  # the hub is the first variable
-            history["hubs"][name] = [right[first == x].all(1).float().mean().item() for x in range(len(task.values))]
+            values = range(len(lego.make_task(config.task).values))
+            history["hubs"][name] = [right[first == x].all(1).float().mean().item() for x in values]
     return history
 
 
@@ -135,20 +132,8 @@ def hubs(runs, label="default", star="star of 25"):
         if percent(history, star) < 100)
 
 
-def taken(runs, label="default"):
-    """Lines of figures/README.md: sentences right of those asked, by how many clauses take the same variable."""
-    lines = []
-    for test in (test for test in TESTS if "tree" in test or "graph" in test):
-        counts = torch.tensor([history["taken"][test] for history in runs[label]]).sum(0)  # (n + 1, 2)
-        most = min(7, len(counts) - 1)
-        counts = torch.cat((counts[:most], counts[most:].sum(0, keepdim=True)))
-        lines.append(f"{label}, {test:<26}" + "   ".join(
-            f"{k}{'+' * (k == most)}: {right} of {asked}" for k, (asked, right) in enumerate(counts.tolist()) if asked))
-    return lines
-
-
 def main(arguments):
-    runner.make(NAME, None, groups, arguments, run)
+    runner.make(NAME, None, groups, runner.is_again(arguments), run)
     print(*table(runner.load(NAME)), sep="\n")
 
 

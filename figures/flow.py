@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from figures import runner, show
+from figures import generalisation, runner, show
 import lego
 import train
 from attention import make_plan
@@ -28,7 +28,7 @@ SEEDS = range(3)
 UNTIED_LEGO = dict(tied=False, branch=0.0, batch_size=128, eval_size=500, schedule="constant")
 MODELS = {
     "vanilla, untied": train.PRESETS["vanilla"],
-    "vanilla, tied": dict(train.PRESETS["vanilla"], tied=True, carry="none"),
+    "vanilla, tied": dict(train.PRESETS["vanilla"], tied=True),
     "LEGO, chained": UNTIED_LEGO,
     "LEGO, parallel": dict(UNTIED_LEGO, chained=False),
 }
@@ -50,9 +50,8 @@ def config_of(model, seed, **more):
 
 
 def mimicking(model, seed):
-    """What vanilla attention begins from beside a second chain: from random weights it stays with two variables."""
-    return config_of(model, seed, task="mimic", lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300,
-                     eval_every=300, out_dir=f"out/flow-{model.replace(', ', '-')}-{seed}")
+    """Where vanilla attention begins beside a second chain: from random weights it stays with two variables."""
+    return generalisation.mimicking(model.removeprefix("vanilla, "), seed, 6).out_dir
 
 
 def groups():
@@ -64,21 +63,9 @@ def groups():
             if "LEGO" in model and kind == "whole":
                 runs = [replace(run, max_steps=400) for run in runs]
             if "vanilla" in model and kind == "beside":
-                runs = [replace(run, init_from=mimicking(model, run.seed).out_dir) for run in runs]
+                runs = [replace(run, init_from=mimicking(model, run.seed)) for run in runs]
             configs[f"{model}; {kind}"] = runs
     return configs
-
-
-def prepare(configs):
-    """Trains what the configs begin from."""
-    begun = {config.init_from for config in configs}
-    sources = [mimicking(model, seed) for model in MODELS if "vanilla" in model for seed in SEEDS]
-    runner.make_checkpoints([source for source in sources if source.out_dir in begun])
-
-
-def main(arguments):
-    runner.train_all(f"{NAME}.patch", patched(), train_and_patch, prepare, runner.is_again(arguments))
-    runner.make(NAME, draw, groups, arguments, run, prepare)
 
 
 def states_of(model, batch):
@@ -139,8 +126,7 @@ def patch(model, config, size=200):
                 else:
                     (state, _), = model.layers(batch.tokens, 1, x)
                     x = hand_on(state)
-            x = x.gather(1, batch.positions[..., None].expand(-1, -1, x.size(-1)))
-            answers = (x if config.carry == "beliefs" else model.to_logits(x)).argmax(-1)
+            answers = (x if config.carry == "beliefs" else model.to_logits(x)).argmax(-1).gather(1, batch.positions)
             flips[-1].append((answers != batch.values).float().mean(0).tolist())
     return flips
 
@@ -149,7 +135,7 @@ def patched():
     """{label: [config of every seed]} of flow.patch.json: models that follow the chain, and one that may count."""
     default = dict(n_clauses=6, n_supervised=6, n_names=6, eval_every=150, out_dir="")
     begun = [replace(config_of("vanilla, untied", seed, **SENTENCES["whole"]),
-                     init_from=mimicking("vanilla, untied", seed).out_dir) for seed in SEEDS]
+                     init_from=mimicking("vanilla, untied", seed)) for seed in SEEDS]
     return {"default": [train.Config(**default, seed=seed) for seed in SEEDS],
             **{label: groups()[label] for label in ("LEGO, chained; beside", "vanilla, untied; beside")},
             "vanilla, untied; whole, from mimicking": begun}
@@ -218,4 +204,6 @@ def heat(panel, share, lowest, title):
 
 
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main(NAME, draw, groups, run, [
+        generalisation.mimicking(kind, seed, 6) for kind in generalisation.KINDS for seed in SEEDS],
+        before=[("patch", patched, train_and_patch)])

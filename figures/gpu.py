@@ -36,13 +36,14 @@ FULL = dict(
            (64, 256, 8)],
     lengths=kernels.LENGTHS, flex=(4096,), tokens=kernels.SIZES["cuda"],
     step=speed.SHAPES["cuda"], matrix=8192, rounds=15, generation=dict(batch_size=1000),
-    scale="gpu", generalisation=dict())
+    generalisation=dict(n_clauses=12, n_names=12, n_supervised=6, min_clauses=6, n_distractor=4, n_layer=12, n_embd=256,
+                        n_head=8, batch_size=1000, eval_size=2000, dtype="bfloat16", compile=True))
 TINY = dict(  # the same path on a CPU, for the tests
     tests=["-k", "by_hand", "tests/test_attention.py"],
     runs=[("bfloat16", 0)], dials=["--max_steps=2", "--n_embd=8", "--eval_size=4"],
     tiles=[(16, 16, 4)], lengths=[64], flex=(), tokens=(128, 16, torch.float32),
     step=dict(n_layer=1, n_embd=16, n_head=2, T=8, B=2, vocab_size=64), matrix=16, rounds=1, generation=dict(n_embd=8),
-    scale="laptop", generalisation=dict(max_steps=2, n_embd=8, batch_size=4, eval_size=4, eval_every=1))
+    generalisation=dict(max_steps=2, n_embd=8, batch_size=4, eval_size=4, eval_every=1))
 MODELS = ("ours, vanilla", "torch.nn.TransformerEncoder", "ours, LEGO chained", "transformers.BertModel")
 
 
@@ -120,9 +121,9 @@ def generation(device, size, end, save):
 
 def generalisation_of_gpu(device, size, end, save):
     """The accuracy of every variable, untied and tied, after as many steps as fit into the time, and how many."""
-    rows, begun = [], generalisation.groups(size["scale"])["tied, half labelled, not begun from mimicking"][0]
+    rows = []
     for kind in generalisation.KINDS:
-        config = replace(begun, tied=kind == "tied", device=device.type, **size["generalisation"])
+        config = generalisation.half_labelled(kind, 0, init_from="", device=device.type, **size["generalisation"])
         stop_by, seen = (time.perf_counter() + end) / 2 if kind == "untied" else end, []
 
         def look(model, config):

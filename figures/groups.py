@@ -15,7 +15,6 @@ import json
 import torch
 
 from figures import extrapolation, runner, show
-import lego
 import train
 from model import read_checkpoint
 
@@ -47,15 +46,10 @@ def groups():
     return {f"{way}, {task}": [config_of(task, seed, way) for seed in SEEDS] for way, task in ways}
 
 
-def prepare(configs):
-    """Trains what the configs begin from."""
-    runner.make_checkpoints([products(config.task, config.seed) for config in configs if config.init_from])
-
-
 def run(config):
     """
-    The history of a run, with `asked`, {test: [number of sentences, of those right in all variables, accuracy of the
-    worst variable]}, and `before`, the steps, seconds and tokens of the run that it begins from.
+    The history of a run, with `asked`, {test: extrapolation.summary}, and `before`, the steps, seconds and tokens of
+    the run that it begins from.
     """
     model = train.make_model(config)
     history = train.train(config, model)
@@ -63,9 +57,8 @@ def run(config):
     history["before"] = {column: before[column][-1] if before else 0 for column in ("step", "seconds", "tokens")}
     history["asked"] = {}
     for name, (size, n, graph) in TESTS.items():
-        task, generator = lego.make_task(config.task, max(26, n)), torch.Generator().manual_seed(2**31)
-        right, *_ = extrapolation.ask(model, task, size, n, graph, generator)
-        history["asked"][name] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
+        right, _ = extrapolation.ask(model, size, n, graph, torch.Generator().manual_seed(2**31))
+        history["asked"][name] = extrapolation.summary(right)
     return history
 
 
@@ -75,8 +68,7 @@ def words(runs):
     for label, histories in runs.items():
         seconds = [run["before"]["seconds"] + run["seconds"][-1] for run in histories]
         tokens = [(run["before"]["tokens"] + run["tokens"][-1]) / 1e6 for run in histories]
-        right = [", ".join(f"{100 * run['asked'][test][1] / run['asked'][test][0]:.3g}" for run in histories)
-                 for test in TESTS]
+        right = [", ".join(f"{extrapolation.percent(run, test):.3g}" for run in histories) for test in TESTS]
         lines.append(f"{label:<20}{show.span(seconds) + ' s':<14}{show.span(tokens, '{:.1f}') + ' M':<16}"
                      + "".join(f"{cell:<20}" for cell in right).rstrip())
     return lines
@@ -112,4 +104,4 @@ def draw(runs):
 
 
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run, prepare)
+    runner.main(NAME, draw, groups, run, [products(task, seed) for task in TASKS for seed in SEEDS])

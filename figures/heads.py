@@ -36,7 +36,6 @@ KINDS = ("association", "manipulation")
 TARGETS = ("own argument", "variable before")  # of a left-hand side, beyond the two patterns
 ARGUMENT = 3  # b = - a ; : from a left-hand side to the argument of its clause
 SCORED = "LEGO, left-hand sides"  # of what a head is scored on, what the picture shows: there values are read
-TITLES = {"LEGO": "LEGO", "text": "text", "MiniLM": "MiniLM"}
 
 
 def compact(**dials):
@@ -67,14 +66,6 @@ def groups():
 def knocked_out():
     """The configs of the models for heads.knockout.json."""
     return [sources(seed)["LEGO"] for seed in range(5)]
-
-
-def prepare(configs):
-    """Trains the models of `sources` whose weights are not in out/. Raises ValueError if MiniLM has to be fetched."""
-    if any(config.init_from == MINILM for config in configs) and not os.path.exists(MINILM):
-        raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
-    models = [config for seed in SEEDS for config in sources(seed).values()]
-    runner.make_checkpoints(sorted(models, key=lambda config: -config.max_steps))
 
 
 def run(config):
@@ -111,22 +102,15 @@ def score_heads(model, tokens, rows=None):
             for kind in KINDS}
 
 
-def best(scored, kind, n=1):
-    """The n heads with the largest share of a kind, as pairs (layer, head)."""
-    share = torch.tensor(scored[kind]["share"])
-    return [divmod(i.item(), share.size(1)) for i in share.flatten().argsort(descending=True)[:n]]
-
-
 def best_of(share):
     """The head with the largest of the shares (L, H), as a pair (layer, head)."""
-    return best({"": dict(share=share)}, "")[0]
+    return divmod(int(np.argmax(share)), len(share[0]))
 
 
 def look_at(dials, size=64):
     """
-    The scores of the heads of a model that begins as the dials say, {what they are scored on: {kind: ...}}, and the
-    attention maps (T, T) of its best head of each kind over SENTENCE. A word that the model has not seen, such as any
-    word of text for one that was trained on LEGO alone, has a random embedding.
+    The scores of the heads of a model that begins as the dials say, {what they are scored on: {kind: ...}}. A word that
+    the model has not seen, such as any word of text for one that was trained on LEGO alone, has a random embedding.
     """
     found = {}
     for task in ("sign", "words"):
@@ -141,11 +125,6 @@ def look_at(dials, size=64):
         left = torch.zeros_like(batch.tokens, dtype=torch.bool).scatter_(1, batch.positions, True)
         found["LEGO"] = score_heads(model, batch.tokens)
         found[SCORED] = score_heads(model, batch.tokens, left)
-        with torch.no_grad():
-            ids = lego.encode(SENTENCE, task)[None]
-            maps = [maps[0] for _, maps in model.layers(ids, need_weights=True)]  # per layer (H, T, T)
-        found["maps"] = {kind: maps[layer][head].tolist() for kind in KINDS
-                         for layer, head in best(found[SCORED], kind)}
     return found
 
 
@@ -225,7 +204,7 @@ def draw(models):
     figure.colorbar(image, ax=axes[0], label="attention (%)", shrink=0.8)
     rows = [(f"LEGO: {target}", [100 * max(map(max, run["looks"][target])) for run in runs], show.RED)
             for target in TARGETS]
-    rows += [(f"{TITLES[label]}: {looks}", [top(run, kind) for run in models[label]], color)
+    rows += [(f"{label}: {looks}", [top(run, kind) for run in models[label]], color)
              for label, color in (("LEGO", show.RED), ("text", show.BLUE), ("MiniLM", show.BLUE))
              for kind, looks in zip(KINDS, ("same token", "neighbours"))]
     show.dots(axes[1][0], rows)
@@ -240,8 +219,10 @@ def draw(models):
 
 def main(arguments):
     again = runner.is_again(arguments)
-    runner.train_all(f"{NAME}.knockout", {"LEGO": knocked_out()}, knock_out, runner.make_checkpoints, again)
-    runner.make(NAME, draw, groups, arguments, run, prepare)
+    if (again or runner.is_missing(NAME, {"MiniLM": groups()["MiniLM"]})) and not os.path.exists(MINILM):
+        raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
+    runner.make(NAME, draw, groups, again, run, [source for seed in range(5) for source in sources(seed).values()],
+                before=[("knockout", lambda: {"LEGO": knocked_out()}, knock_out)])
 
 
 if __name__ == "__main__":

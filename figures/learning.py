@@ -12,14 +12,13 @@ from figures import runner, show
 import train
 
 NAME = "learning"
-SEEDS = {"sign": range(10), "d3": range(5)}
+TASKS = {"sign": (300, range(10)), "d3": (600, range(5))}  # steps and seeds
 
 
 def groups():
     fine = dict(eval_every=4, eval_size=100, out_dir="")  # to see the variables come one by one
-    steps = {"sign": 300, "d3": 600}
-    return {task: [train.Config(task=task, max_steps=steps[task], seed=seed, **fine) for seed in seeds]
-            for task, seeds in SEEDS.items()}
+    return {task: [train.Config(task=task, max_steps=steps, seed=seed, **fine) for seed in seeds]
+            for task, (steps, seeds) in TASKS.items()}
 
 
 def times(histories):

@@ -4,8 +4,7 @@ LEGO attention against vanilla attention with rotary positions, in masked langua
 Claim (the paper's): LEGO attention in place of vanilla heads needs significantly fewer FLOPs and keeps or improves the
 performance of large-scale pretraining.
 
-    python -m figures.lego_attention                  36 runs, and 32 to search the rates: 2.5 hours on 2 cores
-    python -m figures.lego_attention --scale=gpu      BERT-small's shape on the text in out/corpus.txt: not run yet
+    python -m figures.lego_attention        36 runs, and 32 to search the rates: 2.5 hours on 2 cores
 
 The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 24, the rate falling to 0. Four variants
 for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
@@ -22,7 +21,6 @@ import torch
 
 from figures import runner, show
 from figures.convolution import Convolved, convolve
-import lego
 import train
 
 NAME = "lego_attention"
@@ -61,17 +59,13 @@ RATES = {  # to try with seed 0, times those of --preset=words: for 600 steps, o
     "vanilla, rotary": (1, 3, 10), "vanilla, rotary, convolved": (1, 3, 10), "half rotary, half LEGO": (1, 3, 10, 30),
     "LEGO": (10, 30, 100), "vanilla": (0.3, 1, 3, 10, 30), "LEGO, parallel": (0.3, 1, 3, 10, 30, 100),
     "convolution alone": (3, 10, 30, 100), "association alone": (3, 10, 30, 100)}
-SCALES = {
-    "laptop": dict(n_layer=4, n_embd=128, n_tokens=128, batch_size=24),
-    "gpu": dict(n_layer=4, n_embd=512, n_head=8, n_tokens=512, batch_size=64, warmup_steps=1000, eval_every=500,
-                dtype="bfloat16", compile=True, corpus="out/corpus.txt"),
-}
 
 
-def config_of(variant, times, steps, seed=0, scale="laptop"):
+def config_of(variant, times, steps, seed=0):
     """Masked language modelling with `times` the rates of the preset."""
-    dials = {**train.PRESETS["words"], "schedule": "linear", "positions": "learned", "out_dir": "", "seed": seed,
-             "max_steps": steps, **SCALES[scale], **{**VARIANTS, **PARTS}[variant]}
+    dials = {**train.PRESETS["words"], "n_layer": 4, "n_embd": 128, "n_tokens": 128, "batch_size": 24, "out_dir": "",
+             "schedule": "linear", "positions": "learned", "max_steps": steps, "seed": seed,
+             **{**VARIANTS, **PARTS}[variant]}
     if variant == "LEGO, wider":
         dials["n_embd"] = int(WIDER * dials["n_embd"] / 4) * 4
     dials.update(lr=round(times * dials["lr"], 6), muon_lr=round(times * dials["muon_lr"], 6))
@@ -105,14 +99,12 @@ def best_rates():
     return {variant: best.get(variant, best.get("LEGO")) for variant in (*VARIANTS, *PARTS) if "LEGO" in best}
 
 
-def groups(scale="laptop"):
+def groups():
     """{label: [config of every seed]}"""
-    best, is_small = best_rates(), scale == "laptop"
-    runs = {variant: [config_of(variant, best[variant], STEPS if is_small else 20_000, seed, scale) for seed in SEEDS]
-            for variant in VARIANTS if variant in best}
-    return runs if not is_small else runs | {
-        f"parts, {variant}": [config_of(variant, best[variant], STEPS_OF_PARTS, seed) for seed in SEEDS]
-        for variant in PARTS if variant in best}
+    best = best_rates()
+    runs = lambda variant, steps: [config_of(variant, best[variant], steps, seed) for seed in SEEDS]
+    return {**{variant: runs(variant, STEPS) for variant in VARIANTS if variant in best},
+            **{f"parts, {variant}": runs(variant, STEPS_OF_PARTS) for variant in PARTS if variant in best}}
 
 
 @lru_cache
@@ -184,12 +176,5 @@ def draw(runs):
     return figure
 
 
-def main(arguments):
-    """The rates come first: which runs there are depends on them."""
-    again = runner.is_again(arguments, [f"--scale={scale}" for scale in SCALES])
-    runner.train_all(f"{NAME}.search", searches(), run, again=again and "--scale=gpu" not in arguments)
-    runner.make(NAME, draw, groups, arguments, run, scales=(*SCALES,))
-
-
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main(NAME, draw, groups, run, before=[("search", searches, run)])

@@ -31,7 +31,6 @@ import torch.nn.functional as F
 
 from attention import make_plan
 from figures import benchmark, runner, show
-import lego
 import train
 from model import Transformer, logits_at
 
@@ -289,12 +288,5 @@ def draw(runs):
     return figure
 
 
-def main(arguments):
-    again = runner.is_again(arguments)
-    runner.train_all(f"{NAME}.search", searches(), run, again=again)  # `groups` takes the best
-    runner.train_all(f"{NAME}.steps", shorter(), run, again=again)
-    runner.make(NAME, draw, groups, arguments, run)
-
-
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main(NAME, draw, groups, run, before=[("search", searches, run), ("steps", shorter, run)])

@@ -58,7 +58,7 @@ def found(name, groups) -> dict:
 
 def as_today(config) -> dict:
     """The dials of a saved run in today's words: once there were chains alone, and mimicking was a dial of its own."""
-    return {"branch": 0.0, "behind": "", "placebo": "", **config, **({"task": "mimic"} if config.get("mimic") else {})}
+    return {"branch": 0.0, **config, **({"task": "mimic"} if config.get("mimic") else {})}
 
 
 def is_missing(name, groups) -> bool:
@@ -74,8 +74,8 @@ def complete(histories) -> dict:
 def redraw(name, draw, groups=None):
     """Draws figures/<name>.png from its saved numbers: of runs, those of `groups`, {label: [config, ...]}, if any."""
     numbers = load(name) if groups is None else complete(found(name, groups))
-    if not numbers:
-        return print(f"{name}: none of its runs is saved, so there is no picture; python -m figures.{name} trains them")
+    if lacks := [label for label in groups or () if label not in numbers]:
+        return print(f"{name}: no picture, it lacks runs of {', '.join(lacks)}; python -m figures.{name} trains them")
     figure = draw(numbers)
     lego.write(FOLDER / f"{name}.png", lambda beside: figure.savefig(beside, dpi=150, format="png"))
     print(f"wrote figures/{name}.png")
@@ -84,41 +84,39 @@ def redraw(name, draw, groups=None):
 # ---- command lines ---------------------------------------------------------------------------------------------------
 
 
-def main(name, draw, groups, run=None, prepare=None, scales=("laptop",)):
+def main(name, draw, groups, run=None, sources=(), before=()):
     """
     A figure's command line.
 
-    groups    returns {label: [config of every seed]}, given one of the scales if there are several
+    groups    returns {label: [config of every seed]}
     run       makes the history of a config, a function of a module; None: train.train
-    prepare   is given the configs that will be trained, and makes what they start from
-    scales    the figure's sizes; --scale=NAME picks one, with files of its own: <name>_<scale>; the first is usual
+    sources   the configs of the runs that some of these begin from
+    before    [(suffix, groups, run)] of figures/<name>.<suffix>.json, trained first: `groups` may read what comes out
     """
-    lego.command_line(lambda arguments: make(name, draw, groups, arguments, run, prepare, scales))
+    lego.command_line(lambda arguments: make(name, draw, groups, is_again(arguments), run, sources, before))
 
 
-def make(name, draw, groups, arguments, run=None, prepare=None, scales=("laptop",)):
-    """As `main`. Raises ValueError for an argument that it does not know."""
-    again = is_again(arguments, [f"--scale={scale}" for scale in scales if len(scales) > 1])
-    scale = next((argument[8:] for argument in arguments if argument != "--again"), scales[0])
-    configs = groups(scale) if len(scales) > 1 else groups()
-    name = name if scale == scales[0] else f"{name}_{scale}"
-    train_all(name, configs, run, prepare, again=again)
+def make(name, draw, groups, again=False, run=None, sources=(), before=()):
+    """As `main`; `again`: trains all of it anew."""
+    for suffix, groups_before, run_before in before:
+        train_all(f"{name}.{suffix}", groups_before(), run_before, sources, again)
+    train_all(name, groups(), run, sources, again)
     if draw:
-        redraw(name, draw, configs)
+        redraw(name, draw, groups())
 
 
-def is_again(arguments, scales=()) -> bool:
-    """Whether all is to be trained anew. Raises ValueError for an argument that is not --again or one of the scales."""
-    for argument in arguments:
-        if argument not in ("--again", *scales):
-            raise ValueError(f"'{argument}': expected {' or '.join(('--again', *scales))}, or nothing")
-    return "--again" in arguments
+def is_again(arguments) -> bool:
+    """Whether all is to be made anew. Raises ValueError for an argument that is not --again."""
+    if arguments not in ([], ["--again"]):
+        raise ValueError(f"'{' '.join(arguments)}': expected --again, or nothing")
+    return bool(arguments)
 
 
-def train_all(name, groups, run=None, prepare=None, again=False):
+def train_all(name, groups, run=None, sources=(), again=False):
     """
-    Says what figures/<name>.json holds of {label: [config, ...]}, and trains the rest into it; `again`: all of it. A
-    run with the same dials is kept, so a stopped figure goes on; other runs leave the file with the first new one.
+    Says what figures/<name>.json holds of {label: [config, ...]}, and trains the rest into it, after those of `sources`
+    that these runs begin from; `again`: all of it. A run with the same dials is kept, so a stopped figure goes on;
+    other runs leave the file with the first new one.
     """
     histories = found(name, groups)
     kept = [history for runs in histories.values() for history in runs if history]
@@ -131,8 +129,8 @@ def train_all(name, groups, run=None, prepare=None, again=False):
           + f" ({' and '.join(machines)})" * bool(machines)
           + (f"; training {len(missing)}" if missing else "; nothing to train; --again trains them anew"))
     configs = [groups[label][i] for label, i in missing]
-    if prepare and configs:
-        prepare(configs)
+    begun = {folder for config in configs for folder in (config.init_from, config.out_dir)}  # out_dir: see heads.py
+    make_checkpoints([source for source in sources if source.out_dir in begun])
     for k, history in train_each(configs, run):
         label, i = missing[k]
         histories[label][i] = history
@@ -145,12 +143,10 @@ def main_measured(name, measure, present):
     --again all of it, and calls present(name). The files of a GPU are called <name>_gpu.
     """
     def make(arguments):
-        if arguments not in ([], ["--again"]):
-            raise ValueError(f"'{' '.join(arguments)}': expected --again, or nothing")
-        device = train.pick_device("auto")
+        again, device = is_again(arguments), train.pick_device("auto")
         of_device = name if device.type == "cpu" else f"{name}_gpu"
         numbers = saved(of_device)
-        if "seconds" in numbers and not arguments:  # `measure` writes this last
+        if "seconds" in numbers and not again:  # `measure` writes this last
             print(f"{of_device}: saved in figures/{of_device}.json ({numbers['hardware']}, torch {numbers['torch']}); "
                   "--again measures this machine")
         else:

@@ -14,7 +14,7 @@ with a branch, which brings none: two clauses take the same variable.
 """
 import torch
 
-from figures import runner, show
+from figures import generalisation, runner, show
 import lego
 import train
 
@@ -34,13 +34,16 @@ def vanilla(**dials):
 
 def mimicking(seed):
     """What the cure `mimicking` begins from: 300 steps of attending as the two patterns do, without a label."""
-    return vanilla(task="mimic", lr=2e-3, muon_lr=2e-2, schedule="linear", max_steps=300, seed=seed,
-                   out_dir=f"out/shortcut-mimicking-{seed}")
+    return generalisation.mimicking("untied", seed, 6)
 
 
-LEGO = dict(n_clauses=6, n_supervised=6, n_names=6, out_dir="", eval_every=50)
-UNTIED_LEGO = dict(LEGO, tied=False, branch=0.0, n_layer=6, batch_size=128, eval_size=500, schedule="constant",
-                   max_steps=600)
+OF_LEGO = {
+    "untied LEGO": dict(tied=False, branch=0.0, n_layer=6, batch_size=128, eval_size=500, schedule="constant",
+                        max_steps=600),
+    "state": dict(carry="state", branch=0.0),
+    "beliefs": dict(branch=0.0),
+    "beliefs, graphs": dict(),
+}
 CURES = {  # label: in the words of the picture
     "nothing": "vanilla, whole chains",
     "mimicking": "... begun from mimicking",
@@ -55,7 +58,7 @@ CURES = {  # label: in the words of the picture
 SHALLOW = {  # of an earlier version, with 3 layers and without the test of branches: in figures/README.md alone
     "chains of 2 to 6": dict(min_clauses=2, max_steps=2400),
     "lacking a clause": dict(drop_clause=0.5, max_steps=2400),
-    "tied layers": dict(tied=True, carry="none", max_steps=2400),
+    "tied layers": dict(tied=True, max_steps=2400),
     "d3": dict(task="d3", batch_size=256, max_steps=2000),
 }
 
@@ -63,23 +66,16 @@ SHALLOW = {  # of an earlier version, with 3 layers and without the test of bran
 def groups():
     """{label: [config of every seed]}"""
     begun = {seed: dict(seed=seed, init_from=mimicking(seed).out_dir) for seed in SEEDS}
-    of_lego = {"untied LEGO": UNTIED_LEGO, "state": dict(LEGO, carry="state", branch=0.0),
-               "beliefs": dict(LEGO, carry="beliefs", branch=0.0), "beliefs, graphs": dict(LEGO, carry="beliefs")}
+    of_lego = lambda **dials: train.Config(n_clauses=6, n_supervised=6, n_names=6, out_dir="", eval_every=50, **dials)
     return {
         "nothing": [vanilla(seed=seed) for seed in SEEDS],
         "distractors": [vanilla(n_distractor=2, seed=seed) for seed in SEEDS],
         "branches": [vanilla(branch=1.0, seed=seed) for seed in SEEDS],
         "mimicking": [vanilla(**begun[seed]) for seed in SEEDS],
         "mimicking, branches": [vanilla(branch=1.0, **begun[seed]) for seed in SEEDS],
-        **{label: [train.Config(**dials, seed=seed) for seed in SEEDS[:3]] for label, dials in of_lego.items()},
+        **{label: [of_lego(**dials, seed=seed) for seed in SEEDS[:3]] for label, dials in OF_LEGO.items()},
         **{label: [vanilla(n_layer=3, **dials, seed=seed) for seed in SEEDS[:3]] for label, dials in SHALLOW.items()},
     }
-
-
-def prepare(configs):
-    """Trains what the configs begin from."""
-    begun = {config.init_from for config in configs}
-    runner.make_checkpoints([source for source in map(mimicking, SEEDS) if source.out_dir in begun])
 
 
 def count_operations(tokens, task) -> torch.Tensor:
@@ -134,13 +130,13 @@ def words(runs):
     columns = (("whole", "right"), ("branch", "counts"), ("branch", "differ"), ("beside", "differ"))
     in_words = lambda numbers: " ".join("-" if x is None else f"{x:.0f}" for x in numbers)
     return [f"{label:<22}" + "".join(in_words(last_look(runs[label], *column)).ljust(22) for column in columns).rstrip()
-            for label in (*CURES, *SHALLOW) if label in runs]
+            for label in (*CURES, *SHALLOW)]
 
 
 def draw(runs):
     base = runs["mimicking"]  # learns all six variables in every seed
     c, hardware = base[0]["config"], base[0]["hardware"]
-    ends = {label: last_look(runs[label], "branch", "differ") for label in CURES if label in runs}
+    ends = {label: last_look(runs[label], "branch", "differ") for label in CURES}
     figure, ((whole, answers, cures),) = show.picture(
         f"{show.span(last_look(base, 'whole', 'right'))}% right on whole chains, {show.span(ends['mimicking'])}% where "
         "a branch makes the count of signs wrong", 1, 3, 12.5, 4.8,
@@ -174,4 +170,4 @@ def draw(runs):
 
 
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run, prepare)
+    runner.main(NAME, draw, groups, run, [mimicking(seed) for seed in SEEDS])

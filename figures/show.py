@@ -51,29 +51,27 @@ def mark(axes, value, text="chance", vertical=False, place=0.99):
                   ha="left" if vertical else "right", va="top" if vertical else "bottom")
 
 
-def dots(axes, rows):
-    """A dot plot: for each (label, numbers, colour), from the top down, a row with a dot for each number."""
+def dots(axes, rows, never=None):
+    """
+    A dot plot: for each (label, numbers, colour), from the top down, a row with a dot for each number, and an open one
+    at `never` for each None.
+    """
     for y, (_, numbers, color) in enumerate(rows):
-        places = [y + 0.16 * (i - (len(numbers) - 1) / 2) for i in range(len(numbers))]
-        axes.plot(numbers, places, "o", color=color, markersize=7, alpha=0.75, markeredgewidth=0, clip_on=False)
+        for i, number in enumerate(numbers):
+            style = dict(fillstyle="none") if number is None else dict(markeredgewidth=0)
+            axes.plot(never if number is None else number, y + 0.16 * (i - (len(numbers) - 1) / 2), "o", color=color,
+                      markersize=7, alpha=0.75, clip_on=False, **style)
         axes.axhspan(y - 0.5, y + 0.5, color=GRAY, alpha=0.08 * (y % 2), linewidth=0)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def lines(axes, x, runs, color, **line):
+def lines(axes, x, runs, color):
     """A thin line for each of some runs (runs, points), and a thick one for their mean."""
     runs = np.array(runs, dtype=float)
-    axes.plot(x, runs.T, color=color, linewidth=0.8, alpha=0.5, **line)
-    axes.plot(x, runs.mean(0), color=color, linewidth=2.2, **line)
-
-
-def band(axes, x, runs, color, label=None, alpha=0.12, **line):
-    """A line for the mean of some runs (runs, points), and a band from the worst to the best of them."""
-    runs = np.array(runs)
-    axes.plot(x, runs.mean(0), color=color, label=label, **line)
-    axes.fill_between(x, runs.min(0), runs.max(0), color=color, alpha=alpha, linewidth=0)
+    axes.plot(x, runs.T, color=color, linewidth=0.8, alpha=0.5)
+    axes.plot(x, runs.mean(0), color=color, linewidth=2.2)
 
 
 def span(numbers, form="{:.0f}") -> str:
@@ -93,8 +91,9 @@ def draw_accuracy(axes, histories):
     for i in range(n):
         color, labelled = colormaps["viridis"](0.9 * i / max(1, n - 1)), i < n_supervised
         is_named = i % (1 + (n - 1) // 12) == 0 or i in (n_supervised, n - 1)  # a legend of 14 lines at most
-        band(axes, steps, runs[:, :, i], color, f"{i + 1}{'' if labelled else ', unlabelled'}" if is_named else None,
-             alpha=0.08, linewidth=2, linestyle="-" if labelled else "--")
+        axes.plot(steps, runs[:, :, i].mean(0), color=color, linewidth=2, linestyle="-" if labelled else "--",
+                  label=f"{i + 1}{'' if labelled else ', unlabelled'}" if is_named else None)
+        axes.fill_between(steps, runs[:, :, i].min(0), runs[:, :, i].max(0), color=color, alpha=0.08, linewidth=0)
     mark(axes, chance, f"chance, {chance:.3g}%")
     axes.set(xlabel=f"training steps, of {config['batch_size']} sentences each", ylabel="test accuracy (%)",
              xlim=(0, max(steps[-1], 1)), ylim=(max(0, min(chance - 10, float(runs.min()) - 2)), 101.5))

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy
@@ -131,7 +130,6 @@ def models(shape):
     """{name: model} of one shape, those that can be had."""
     shape = {key: value for key, value in shape.items() if key != "B"}
     found = {"ours, vanilla": ours("vanilla", **shape), "ours, LEGO chained": ours("lego", **shape),
-             "ours, LEGO parallel": ours("lego", chained=False, **shape), "ours, hybrid": ours("hybrid", **shape),
              "torch.nn.TransformerEncoder": TorchEncoder(**shape)}
     try:
         found["transformers.BertModel"] = HuggingFaceBert(**shape)
@@ -218,7 +216,7 @@ def job(runs, device, dials=(), save=lambda rows: None):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def measure(device, rounds=15, seeds=SEEDS, save=lambda numbers: None):
+def measure(device, save, rounds=15):
     """The numbers of the table, all of one run. `save` is called with what there is after each part of it."""
     begun, on_gpu = time.perf_counter(), device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -226,10 +224,6 @@ def measure(device, rounds=15, seeds=SEEDS, save=lambda numbers: None):
     size = 8192 if on_gpu else 2048
     numbers = dict(hardware=show.hardware(device), torch=torch.__version__, dtype=str(dtype).removeprefix("torch."),
                    shape=shape, peak_flops=peak_flops(device, dtype, size))
-    try:
-        numbers["transformers"] = version("transformers")
-    except PackageNotFoundError:
-        pass
 
     rngs, generator, B = (numpy.random.default_rng(0), random.Random(0)), torch.Generator(device).manual_seed(0), 1000
     seconds = medians({"through_text": lambda: sample_through_text(task, B, 12, rngs[0]),
@@ -243,18 +237,16 @@ def measure(device, rounds=15, seeds=SEEDS, save=lambda numbers: None):
         built |= {f"{name}, compiled": model for name, model in models(shape).items()}
     seconds = medians({name: step_of(model, shape, device, dtype, name.endswith("compiled"))
                        for name, model in built.items()}, device, rounds)
-    n_tokens = shape["B"] * shape["T"]
-    numbers["steps"] = {name: dict(seconds=s, tokens_per_second=n_tokens / s) for name, s in seconds.items()}
+    numbers["steps"] = {name: dict(seconds=s) for name, s in seconds.items()}
     for name, model in built.items():
         if name.startswith("ours"):
             numbers["steps"][name]["flops"] = flops_of(model, shape, device)
     del built
     save(numbers)
 
-    numbers["main"] = job([("as it is", seed) for seed in seeds], device)
+    numbers["main"] = job([("as it is", seed) for seed in SEEDS], device)
     numbers["seconds"] = time.perf_counter() - begun
     save(numbers)
-    return numbers
 
 
 def headline(numbers):

@@ -58,7 +58,8 @@ def test_no_run_is_missing(name):
 
 @pytest.mark.parametrize("name, groups", [
     ("heads.knockout", lambda: {"LEGO": heads.knocked_out()}), ("flow.patch", flow.patched),
-    ("rivals.search", rivals.searches), ("rivals.steps", rivals.shorter), ("convolution.search", convolution.searches)])
+    ("rivals.search", rivals.searches), ("rivals.steps", rivals.shorter), ("convolution.search", convolution.searches),
+    ("lego_attention.search", lego_attention.searches)])
 def test_no_run_is_missing_beside_those_of_a_picture(name, groups):
     assert all(all(runs) for runs in runner.found(name, groups()).values())
 
@@ -77,7 +78,7 @@ def test_every_figure_is_redrawn(monkeypatch, capsys):
     assert set(DRAWN) <= set(drawn) and "speed" not in drawn
     monkeypatch.undo()
     runner.redraw("learning", None, {"sign": [train.Config(seed=99)]})
-    assert "learning: none of its runs is saved, so there is no picture" in capsys.readouterr().out
+    assert "learning: no picture, it lacks runs of sign; python" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'--again': expected no argument"):
         importlib.import_module("figures.__main__").main(["--again"])
 
@@ -140,10 +141,12 @@ def test_again_trains_all_and_a_stop_loses_no_new_run(folder):
 
 
 def test_what_runs_begin_from_is_made_for_missing_runs_alone(folder):
-    asked = []
-    runner.train_all("some", {"a": GROUPS["a"]}, prepare=asked.append)
-    runner.train_all("some", {"a": GROUPS["a"]}, prepare=asked.append)
-    assert asked == [GROUPS["a"]]
+    """And only what they begin from."""
+    configs = {"a": [train.Config(seed=1, init_from="first")]}
+    sources = [train.Config(seed=11, out_dir="first"), train.Config(seed=12, out_dir="second")]
+    runner.train_all("some", configs, sources=sources)
+    runner.train_all("some", configs, sources=sources)
+    assert folder.made == [11, 1]
 
 
 def test_dials_of_earlier_versions_are_read(folder):
@@ -155,23 +158,16 @@ def test_dials_of_earlier_versions_are_read(folder):
     assert runner.as_today(dict(task="sign", mimic=True))["task"] == "mimic"
 
 
-def test_scales_have_files_of_their_own(folder):
-    groups = lambda scale: {"laptop": {"a": GROUPS["a"]}, "gpu": {"a": GROUPS["b"]}}[scale]
-    drawn = lambda runs: Figure(figsize=(1, 1))
-    for arguments, name, seeds in (([], "some", [1, 2]), (["--scale=gpu"], "some_gpu", [3, 4])):
-        runner.make("some", drawn, groups, arguments, scales=("laptop", "gpu"))
-        assert [history["config"]["seed"] for history in runner.load(name)["a"]] == seeds
-        assert (runner.FOLDER / f"{name}.png").exists()
+def test_figure_is_trained_and_drawn(folder):
+    runner.make("some", lambda runs: Figure(figsize=(1, 1)), lambda: GROUPS)
+    assert [history["config"]["seed"] for history in runner.load("some")["a"]] == [1, 2]
+    assert (runner.FOLDER / "some.png").exists()
 
 
-@pytest.mark.parametrize("arguments, scales, expected", [
-    (["--agian"], ("laptop",), "'--agian': expected --again, or nothing"),
-    (["--again", "--scale=huge"], ("laptop", "gpu"), "'--scale=huge': expected --again or --scale=laptop or "),
-    (["--scale=laptop"], ("laptop",), "'--scale=laptop': expected --again, or nothing"),
-])
-def test_bad_argument_is_named(arguments, scales, expected):
-    with pytest.raises(ValueError, match=expected):
-        runner.make("nothing", None, dict, arguments, scales=scales)
+@pytest.mark.parametrize("arguments", [["--agian"], ["--again", "--scale=huge"]])
+def test_bad_argument_is_named(arguments):
+    with pytest.raises(ValueError, match=f"'{' '.join(arguments)}': expected --again, or nothing"):
+        runner.is_again(arguments)
 
 
 def test_measured_figure_keeps_its_numbers_until_asked(monkeypatch, tmp_path, capsys):
@@ -271,16 +267,17 @@ def test_scores_of_heads_over_some_rows_alone():
     assert scored["manipulation"][1] == pytest.approx((3 + 5 + 5) / 24)
 
 
-def test_best_heads_are_those_with_the_largest_shares():
-    scored = dict(association=dict(share=[[0.1, 0.9], [0.3, 0.2], [0.8, 0.0]]))
-    assert heads.best(scored, "association") == [(0, 1)]
-    assert heads.best(scored, "association", 3) == [(0, 1), (2, 0), (1, 0)]
+def test_best_head_is_the_one_with_the_largest_share():
+    assert heads.best_of([[0.1, 0.8], [0.3, 0.2], [0.9, 0.0]]) == (2, 0)
 
 
 def test_minilm_is_asked_for_where_it_is_needed(monkeypatch):
+    """Before anything is trained; not where all is saved."""
+    monkeypatch.setattr(runner, "make", lambda *_, **__: None)
+    heads.main([])
     monkeypatch.setattr(heads, "MINILM", "nowhere")
     with pytest.raises(ValueError, match="nowhere: expected MiniLM"):
-        heads.prepare(heads.groups()["MiniLM"])
+        heads.main(["--again"])
 
 
 def test_knocked_out_head_is_the_one_that_is_missed(tmp_path):
@@ -306,23 +303,45 @@ def test_knocked_out_head_is_the_one_that_is_missed(tmp_path):
     assert len(found["maps"]["own argument"]) == 20 and history["config"] == asdict(config)
 
 
-def test_ablated_heads_look_everywhere_alike_and_stay_so(tmp_path):
-    """And no other head changes."""
-    source = train.Config(**heads.compact(n_layer=2, max_steps=1, batch_size=4, eval_size=4,
-                                          out_dir=str(tmp_path / "source")))
+TRANSPLANTED = dict(n_layer=2, n_clauses=4, n_supervised=3, n_embd=8, n_head=2, batch_size=4, eval_size=40,
+                    eval_every=1)
+
+
+@pytest.mark.parametrize("parts, taken", [
+    ("queries and keys", {"query", "key"}), ("embeddings", {"token_embedding", "position_embedding"}),
+    ("all but queries and keys", {"token_embedding", "position_embedding", "norm1", "value", "proj", "norm2", "up",
+                                  "down", "norm_final"})])
+def test_transplant_takes_the_parts_and_nothing_else(parts, taken, tmp_path):
+    """The head is never taken: text has other values."""
+    source = train.Config(**{**train.PRESETS["words"], **TRANSPLANTED, "n_tokens": 20, "max_steps": 1, "seed": 1,
+                             "corpus": __file__, "out_dir": str(tmp_path)})
     train.train(source)
-    pretraining.ablate(source, str(tmp_path / "ablated"), [(0, 1), (1, 3)])
-    config = replace(source, init_from=str(tmp_path / "ablated"), out_dir="", max_steps=3)
-    tokens = train.draw_sentences(config, 4, 0, "cpu").tokens
-    maps_of = lambda model: torch.stack([maps.detach() for _, maps in model.layers(tokens, need_weights=True)])
-    intact = maps_of(train.make_model(replace(config, init_from=source.out_dir)))
-    model, uniform = train.make_model(config), torch.tensor(1 / 60)
-    before = maps_of(model)  # (L, B, H, T, T)
-    train.train(config, model)
-    for maps in (before, maps_of(model)):
-        assert torch.allclose(maps[0, :, 1], uniform) and torch.allclose(maps[1, :, 3], uniform)
-        assert not torch.allclose(maps[0, :, 0], uniform, atol=1e-4)
-    assert torch.equal(before[0, :, [0, 2, 3]], intact[0, :, [0, 2, 3]])
+    config = pretraining.on_lego(**TRANSPLANTED, min_clauses=2, init_from=str(tmp_path), parts=parts)
+    model, fresh, all_parts = (pretraining.make_model(replace(config, **dials)).state_dict()
+                               for dials in ({}, dict(init_from=""), dict(parts="")))
+    found = {name.split(".")[-2] for name, x in model.items() if not torch.equal(x, fresh[name])}
+    whole = {name.split(".")[-2] for name, x in all_parts.items() if not torch.equal(x, fresh[name])}
+    assert found == taken and taken | {"query", "key"} <= whole and "head" not in whole
+    assert all(torch.equal(x, all_parts[name]) for name, x in model.items() if name.split(".")[-2] in taken)
+
+
+def test_transplanted_run_goes_on_until_its_variables_are_there(monkeypatch):
+    """As one run that is as long; one that has them ends at the first stop."""
+    monkeypatch.setattr(pretraining, "FIRST_STOP", 2)
+    config = pretraining.on_lego(**TRANSPLANTED, min_clauses=2, max_steps=4)
+    history, whole = pretraining.run(config), train.train(config)
+    assert history["config"] == asdict(config) and history["step"] == [0, 1, 2, 3, 4]
+    assert all(history[column] == whole[column] for column in ("loss", "test_loss", "accuracy", "flops"))
+    early = numpy.array(whole["accuracy"][:3])
+    assert pretraining.accuracy(history, 2, 4) == pytest.approx(100 * early[:, 1:].mean())
+    monkeypatch.setattr(pretraining, "steps_to", lambda history, variable: 1)
+    assert pretraining.run(config)["step"] == [0, 1, 2]
+
+
+def test_steps_to_a_variable():
+    history = dict(step=[0, 50, 100], accuracy=[[0.5, 0.5], [0.94, 0.95], [1, 0.5]])
+    assert [pretraining.steps_to(history, variable) for variable in (1, 2)] == [100, 50]
+    assert pretraining.steps_to(dict(history, accuracy=3 * [[0.5]]), 1) is None
 
 
 @pytest.mark.parametrize("behind", ["value", "query, key, value"])
@@ -591,7 +610,7 @@ def test_readme_and_notebook_quote_the_numbers():
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
                  *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
-                 *extrapolation.taken(runs), *composition.words(runner.load("composition")),
+                 *composition.words(runner.load("composition")),
                  *pretraining.words(runner.load("pretraining")),
                  *MODULES["groups"].words(runner.load("groups")),
                  *convolution.words(runner.load("convolution")),

@@ -1017,7 +1017,7 @@ def test_run_needs_no_float64(words, dials):
     with NoFloat64():
         train.train(config, model)
         if "task" not in dials and config.carry != "none":
-            extrapolation.ask(model, train.make_task(config), 5, 4, {}, None)
+            extrapolation.ask(model, 5, 4, {}, None)
 
 
 def test_run_without_a_console(monkeypatch):
