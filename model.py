@@ -324,7 +324,7 @@ def read_pretrained(folder):
 
 
 def save(config, vocab, history, model, averaged, optimizers, progress, carried):
-    """--ask and --init_from read config, vocab and model, the figures the history, too, --resume all of it."""
+    """--ask and --init_from read config, vocab and model; the figures read the history, too; --resume reads all."""
     checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*vocab], model=averaged.module.state_dict(),
                       last=model.state_dict(), optimizers=[optimizer.state_dict() for optimizer in optimizers],
                       history=json.dumps(history), progress=[*progress], carried=carried)

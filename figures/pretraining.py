@@ -116,7 +116,7 @@ def draw(runs):
         f"width {c['n_embd']}; two attention patterns: first trained to attend to identical tokens and to neighbours, "
         "without labels; text: first trained to guess hidden words, all weights taken or a part, the others random; a "
         f"dot is a seed, {len(SEEDS)} of each ({len(runs['random weights'])} of random weights), open: not in "
-        f"{c['max_steps']:,} steps; {hardware} a run")
+        f"{c['max_steps']:,} steps of {c['batch_size']} sentences; {hardware} a run")
     ticks, never = range(0, c["max_steps"] + 1, 500), 1.2 * c["max_steps"]
     for axes, variable in zip(panels, ASKED):
         show.dots(axes, [(title, [steps_to(run, variable) for run in runs[label]], color)

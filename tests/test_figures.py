@@ -329,7 +329,11 @@ def test_transplanted_run_goes_on_until_its_variables_are_there(monkeypatch):
     """As one run that is as long; one that has them ends at the first stop."""
     monkeypatch.setattr(pretraining, "FIRST_STOP", 2)
     config = pretraining.on_lego(**TRANSPLANTED, min_clauses=2, max_steps=4)
-    history, whole = pretraining.run(config), train.train(config)
+    whole, calls, usual = train.train(config), [], train.train
+    monkeypatch.setattr(train, "train", lambda config, model=None, resume=False: calls.append(resume) or usual(
+        config, model, resume=resume))
+    history = pretraining.run(config)
+    assert calls == [False, True]
     assert history["config"] == asdict(config) and history["step"] == [0, 1, 2, 3, 4]
     assert all(history[column] == whole[column] for column in ("loss", "test_loss", "accuracy", "flops"))
     early = numpy.array(whole["accuracy"][:3])
@@ -620,6 +624,8 @@ def test_readme_and_notebook_quote_the_numbers():
     pretrained = runner.complete(runner.found("lego_attention", lego_attention.groups()))
     for line in lego_attention.words(pretrained):
         assert f"    {line}\n" in notebook, line
+    third = [pretraining.steps_to(run, 3) is not None for run in runner.load("pretraining")["text"]]
+    assert f"the third in {sum(third)} of {len(third)} seeds" in readme
     assert f"with {show.span(lego_attention.shares(pretrained)['LEGO'])}% of its FLOPs" in readme
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
     compared = runner.complete(runner.found("rivals", rivals.groups()))
