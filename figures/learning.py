@@ -1,7 +1,7 @@
 """
 The key plot: test accuracy of every variable over training, for the default model on the paper's two tasks.
 
-Claim (the paper's, in direction): Transformers learn to follow a chain of reasoning; tied ones go on beyond the
+Ours, after the paper's claim that Transformers learn to follow a chain of reasoning, and tied ones go on beyond the
 labelled variables.
 
     python -m figures.learning        python train.py, 10 seeds, and --task=d3 --max_steps=600, 5 seeds: 3 minutes
@@ -42,10 +42,9 @@ def words(runs):
 
 
 def draw(runs):
-    c = next(iter(runs.values()))[0]["config"]
+    history, c = runs["sign"][0], runs["sign"][0]["config"]
     found = [time for histories in runs.values() for time in times(histories)]
     learned = "in every seed" if None not in found else f"in {len(found) - found.count(None)} of {len(found)} runs"
-    history = next(iter(runs.values()))[0]
     figure, axes = show.picture(
         f"With {c['n_supervised']} of {c['n_clauses']} variables labelled, the model learns all {c['n_clauses']}, "
         f"{learned}", 1, len(runs), 13, 5,

@@ -4,7 +4,7 @@ LEGO attention against vanilla attention with rotary positions, in masked langua
 Claim (the paper's): LEGO attention in place of vanilla heads needs significantly fewer FLOPs and keeps or improves the
 performance of large-scale pretraining.
 
-    python -m figures.lego_attention        36 runs, and 32 to search the rates: 2.5 hours on 2 cores
+    python -m figures.lego_attention        40 runs, and 32 to search the rates: 4.5 hours on 2 cores
 
 The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 24, the rate falling to 0. Four variants
 for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
@@ -16,7 +16,6 @@ import statistics
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from figures import runner, show
@@ -46,14 +45,14 @@ PARTS = {  # for 600 steps
     "vanilla": dict(attention="vanilla"),
     "LEGO": dict(attention="lego"),
     "LEGO, parallel": dict(attention="lego", chained=False),
-    "LEGO, wider": dict(attention="lego"),
     **{f"LEGO, {placebo}": dict(attention="lego", placebo=placebo) for placebo in PLACEBOS},
     "convolution alone": dict(attention="lego", association_share=0.0),
     "association alone": dict(attention="lego", association_share=1.0, chained=False),
 }
 COLORS = dict(zip(VARIANTS, (show.BLUE, show.GREEN, show.PINK, show.RED)))
-WIDER = 1.16  # times the width: with the head, within 3% of the FLOPs of vanilla attention at T = 128
-STEPS, STEPS_OF_PARTS = 2400, 600
+STEPS, STEPS_OF_PARTS, STEPS_OF_LONG = 2400, 600, 7200
+STEPS_OF_EQUAL = 1822  # in these vanilla, rotary takes the FLOPs of LEGO in STEPS
+LONG = {"vanilla, rotary": (1, 3), "LEGO": (10, 30)}  # the rates of one seed each for STEPS_OF_LONG
 LENGTHS = (128, 2048)  # T, whose FLOPs are compared
 RATES = {  # to try with seed 0, times those of --preset=words: for 600 steps, or for 300 if not one of VARIANTS
     "vanilla, rotary": (1, 3, 10), "vanilla, rotary, convolved": (1, 3, 10), "half rotary, half LEGO": (1, 3, 10, 30),
@@ -66,8 +65,6 @@ def config_of(variant, times, steps, seed=0):
     dials = {**train.PRESETS["words"], "n_layer": 4, "n_embd": 128, "n_tokens": 128, "batch_size": 24, "out_dir": "",
              "schedule": "linear", "positions": "learned", "max_steps": steps, "seed": seed,
              **{**VARIANTS, **PARTS}[variant]}
-    if variant == "LEGO, wider":
-        dials["n_embd"] = int(WIDER * dials["n_embd"] / 4) * 4
     dials.update(lr=round(times * dials["lr"], 6), muon_lr=round(times * dials["muon_lr"], 6))
     return Dials(**dials)
 
@@ -104,7 +101,10 @@ def groups():
     best = best_rates()
     runs = lambda variant, steps: [config_of(variant, best[variant], steps, seed) for seed in SEEDS]
     return {**{variant: runs(variant, STEPS) for variant in VARIANTS if variant in best},
-            **{f"parts, {variant}": runs(variant, STEPS_OF_PARTS) for variant in PARTS if variant in best}}
+            "vanilla, rotary; equal": runs("vanilla, rotary", STEPS_OF_EQUAL) if best else [],
+            **{f"{variant}; long, x{times}": [config_of(variant, times, STEPS_OF_LONG)]
+               for variant, rates in LONG.items() for times in rates},
+            **{f"{variant}; parts": runs(variant, STEPS_OF_PARTS) for variant in PARTS if variant in best}}
 
 
 @lru_cache
@@ -115,7 +115,7 @@ def flops_of_layers(variant, T):
 
 
 def tflop_to(history, loss):
-    """The training TFLOP after which the test loss is at `loss`, on a line between evaluations; None: not reached."""
+    """The training TFLOP after which the test loss is at `loss`, interpolated; None: it never is."""
     flops, losses = history["flops"], history["test_loss"]
     for i in range(1, len(losses)):
         if losses[i] <= loss:
@@ -126,8 +126,8 @@ def tflop_to(history, loss):
 
 def shares(runs, base="vanilla, rotary"):
     """
-    {variant: for every seed, the FLOPs until it first has the loss at which the base ends, mean of its seeds; in % of
-    what the base needs to have it for the first time, mean of its seeds}; None: never, for the base: all that it spent
+    {variant: [of each seed, the FLOPs until it first has the mean loss at which the base ends, in % of what the base
+    needs for it on average; None: never]}; a run of the base that never has it counts with all that it spent
     """
     target = statistics.mean(history["test_loss"][-1] for history in runs[base])
     needed = {variant: [tflop_to(history, target) for history in runs[variant]] for variant in VARIANTS}
@@ -137,20 +137,17 @@ def shares(runs, base="vanilla, rotary"):
 
 def words(runs):
     """
-    Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end of each seed;
-    where they were trained for long, the loss at the FLOPs that LEGO spends in all, and `shares`.
+    Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end of each seed; of
+    VARIANTS, `shares`.
     """
-    lines, base = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS]
-    spent, needed = runs["LEGO"][0]["flops"][-1], shares(runs)
+    lines, base, needed = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS], shares(runs)
     for label, histories in runs.items():
-        variant, c = label.removeprefix("parts, "), histories[0]["config"]
+        variant, c = label.partition(";")[0], histories[0]["config"]
         times = c["lr"] / train.PRESETS["words"]["lr"]
         of_layers = "".join(f"{flops_of_layers(variant, T) / flops:5.0%}" for T, flops in zip(LENGTHS, base))
         lines.append(f"{variant:<28}{c['max_steps']:>5,} steps  {of_layers}   x{times:<5g}"
                      + "  ".join(f"{run['test_loss'][-1]:.2f}" for run in histories))
-        if label in needed:
-            at_equal = [np.interp(spent, run["flops"], run["test_loss"]) for run in histories]
-            lines[-1] += "".join(f"{x:6.2f}" for x in at_equal) + "  " + "".join(f"{x:4.0f}%" for x in needed[label])
+        lines[-1] += "  " * (label in needed) + "".join(f"{x:4.0f}%" for x in needed.get(label, []))
     return lines
 
 

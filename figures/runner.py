@@ -48,17 +48,12 @@ def saved(name) -> dict:
 def found(name, groups) -> dict:
     """
     {label: [history, ...]} of what figures/<name>.json holds of {label: [config, ...]}, None where it does not. Dials
-    that one of the two does not know, since they came or went after the run, are not compared.
+    that one of the two does not know, since they came or went after the run, are not compared; once branch was 0.
     """
-    histories = [(history, as_today(history["config"])) for runs in saved(name).values() for history in runs]
-    is_of = lambda saved, dials: all(saved.get(k, v) == v for k, v in dials.items())
-    find = lambda dials: next((history for history, saved in histories if is_of(saved, dials)), None)
+    histories = [(history, {"branch": 0.0, **history["config"]}) for runs in saved(name).values() for history in runs]
+    is_of = lambda config, dials: all(config.get(k, v) == v for k, v in dials.items())
+    find = lambda dials: next((history for history, config in histories if is_of(config, dials)), None)
     return {label: [find(asdict(config)) for config in configs] for label, configs in groups.items()}
-
-
-def as_today(config) -> dict:
-    """The dials of a saved run in today's words: once there were chains alone, and mimicking was a dial of its own."""
-    return {"branch": 0.0, **config, **({"task": "mimic"} if config.get("mimic") else {})}
 
 
 def is_missing(name, groups) -> bool:
@@ -143,7 +138,7 @@ def main_measured(name, measure, present):
     --again all of it, and calls present(name). The files of a GPU are called <name>_gpu.
     """
     def make(arguments):
-        again, device = is_again(arguments), train.pick_device("auto")
+        again, device = is_again(arguments), torch.device("cuda" if torch.cuda.is_available() else "cpu")
         of_device = name if device.type == "cpu" else f"{name}_gpu"
         numbers = saved(of_device)
         if "seconds" in numbers and not again:  # `measure` writes this last
@@ -195,8 +190,8 @@ def train_each(configs, run=None):
 
 def _one_quiet_thread():
     """
-    How each process of `train_each` begins: the others have threads and something to say, too. It ends with the first
-    process, however that ends.
+    How each process of `train_each` begins: with one thread, as others run beside it, and no output. It ends with the
+    first process, however that ends.
     """
     first = os.getppid()
 
@@ -210,6 +205,6 @@ def _one_quiet_thread():
 
 
 def settled(history, n, at=0.999):
-    """The place of the evaluation from which on the first n variables are at `at` or better to the end, or None."""
+    """The index of the evaluation from which on the first n variables are at `at` or better to the end, or None."""
     good = [min(accuracies[:n]) >= at for accuracies in history["accuracy"]]
     return next((i for i in range(len(good)) if all(good[i:])), None)

@@ -68,7 +68,7 @@ def dots(axes, rows, never=None):
 
 
 def lines(axes, x, runs, color):
-    """A thin line for each of some runs (runs, points), and a thick one for their mean."""
+    """A thin line for each run, (runs, points), and a thick one for their mean."""
     runs = np.array(runs, dtype=float)
     axes.plot(x, runs.T, color=color, linewidth=0.8, alpha=0.5)
     axes.plot(x, runs.mean(0), color=color, linewidth=2.2)

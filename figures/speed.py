@@ -67,20 +67,15 @@ def sample_by_loop(task, batch_size, n_clauses, rng):
     names, ids, action = list(task.names), {symbol: i for i, symbol in enumerate(task.vocab)}, task.action.tolist()
     tokens, positions, values = [], [], []
     for _ in range(batch_size):
-        chain, clauses, value, argument = rng.sample(names, n_clauses), [], 0, task.root_symbol
-        truth = []
-        for variable in chain:
+        clauses, truth, value, argument = [], [], 0, task.root_symbol
+        for variable in rng.sample(names, n_clauses):
             operation = rng.randrange(len(task.operations))
             value = action[operation][value]
-            clauses.append((variable, task.operations[operation], argument))
+            clauses.append([ids[variable], ids["="], ids[task.operations[operation]], ids[argument], ids[";"]])
             truth.append(value)
             argument = variable
         order = rng.sample(range(n_clauses), n_clauses)
-        sentence = []
-        for i in order:
-            variable, operation, argument = clauses[i]
-            sentence += [ids[variable], ids["="], ids[operation], ids[argument], ids[";"]]
-        tokens.append(sentence)
+        tokens.append([token for i in order for token in clauses[i]])
         positions.append([lego.TOKENS_PER_CLAUSE * order.index(i) for i in range(n_clauses)])
         values.append(truth)
     depths = torch.arange(1, n_clauses + 1).expand(batch_size, -1)
@@ -127,7 +122,7 @@ def ours(attention, n_layer, n_embd, n_head, T, vocab_size, **dials):
 
 
 def models(shape):
-    """{name: model} of one shape, those that can be had."""
+    """{name: model} of one shape, those that are installed."""
     shape = {key: value for key, value in shape.items() if key != "B"}
     found = {"ours, vanilla": ours("vanilla", **shape), "ours, LEGO chained": ours("lego", **shape),
              "torch.nn.TransformerEncoder": TorchEncoder(**shape)}
