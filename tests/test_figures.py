@@ -634,6 +634,11 @@ def test_readme_and_notebook_quote_the_numbers():
         assert f"    {line}\n" in notebook, line
     third = [pretraining.steps_to(run, 3) is not None for run in runner.load("pretraining")["text"]]
     assert f"the third in {sum(third)} of {len(third)} seeds" in readme
+    assert heads.draw(scored).get_suptitle().partition("a model ")[2] in readme  # loses so many points
+    known = {label: show.span([*map(composition.known, runs)]) for label, runs in runner.load("composition").items()}
+    assert (known["12"], known["2 to 12"]) == ("2", "5 to 6")  # README has these as words
+    of_groups = [runs for label, runs in runner.load("groups").items() if "products first" in label]
+    assert min(extrapolation.percent(run, "chain of 26") for runs in of_groups for run in runs) == 99.9
     assert f"with {show.span(lego_attention.shares(pretrained)['LEGO'])}% of its FLOPs" in readme
     assert extrapolation.headline(runs) in readme and speed.headline(runner.load("speed")) in readme
     compared = runner.complete(runner.found("rivals", rivals.groups()))

@@ -1,6 +1,7 @@
 """model.py: the block is torch's, a loop and its loss are what a slow loop says, pretrained weights are in place."""
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -276,6 +277,21 @@ def test_predictions_do_not_depend_on_how_a_batch_is_cut():
     whole = model(batch.tokens, 4).gather(1, batch.positions[..., None].expand(-1, -1, 2)).argmax(-1)
     for size in (4, 100):
         assert torch.equal(show.predict(model, batch, 4, size), whole)
+
+
+@torch.no_grad()
+def test_loss_keeps_the_states_of_no_more_than_a_few_loops(monkeypatch):
+    """Those of all loops of a long sentence would not fit in memory."""
+    model, batch, states, alive = model_of(), sentences(size=2), [], []
+
+    def watched(*arguments):
+        for x, weights in Transformer.layers(model, *arguments):
+            states.append(weakref.ref(x))
+            alive.append(sum(state() is not None for state in states))
+            yield x, weights
+    monkeypatch.setattr(model, "layers", watched)
+    loss_of(model, batch, 9)
+    assert len(alive) == 9 and max(alive) <= 3
 
 
 def test_logits_at_positions_are_those_of_all():
