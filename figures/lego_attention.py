@@ -52,7 +52,6 @@ PARTS = {  # for 600 steps
 COLORS = dict(zip(VARIANTS, (show.BLUE, show.GREEN, show.PINK, show.RED)))
 STEPS, STEPS_OF_PARTS, STEPS_OF_LONG = 2400, 600, 7200
 STEPS_OF_EQUAL = 1822  # in these vanilla, rotary takes the FLOPs of LEGO in STEPS
-LONG = {"vanilla, rotary": (1, 3), "LEGO": (10, 30)}  # the rates of one seed each for STEPS_OF_LONG
 LENGTHS = (128, 2048)  # T, whose FLOPs are compared
 RATES = {  # to try with seed 0, times those of --preset=words: for 600 steps, or for 300 if not one of VARIANTS
     "vanilla, rotary": (1, 3, 10), "vanilla, rotary, convolved": (1, 3, 10), "half rotary, half LEGO": (1, 3, 10, 30),
@@ -102,8 +101,7 @@ def groups():
     runs = lambda variant, steps: [config_of(variant, best[variant], steps, seed) for seed in SEEDS]
     return {**{variant: runs(variant, STEPS) for variant in VARIANTS if variant in best},
             "vanilla, rotary; equal": runs("vanilla, rotary", STEPS_OF_EQUAL) if best else [],
-            **{f"{variant}; long, x{times}": [config_of(variant, times, STEPS_OF_LONG)]
-               for variant, rates in LONG.items() for times in rates},
+            **{f"{variant}; long": runs(variant, STEPS_OF_LONG)[:1] for variant in ("vanilla, rotary", "LEGO") if best},
             **{f"{variant}; parts": runs(variant, STEPS_OF_PARTS) for variant in PARTS if variant in best}}
 
 
@@ -124,23 +122,27 @@ def tflop_to(history, loss):
     return None
 
 
-def shares(runs, base="vanilla, rotary"):
+def shares(runs, which=""):
     """
-    {variant: [of each seed, the FLOPs until it first has the mean loss at which the base ends, in % of what the base
-    needs for it on average; None: never]}; a run of the base that never has it counts with all that it spent
+    {label: [of each seed, the FLOPs until it first has the mean loss at which the base ends, in % of what the base
+    needs for it on average; None: never]}; a run of the base that never has it counts with all that it spent. The base
+    is vanilla, rotary; `which` of the runs is the end of a label: the usual ones, or "; long".
     """
-    target = statistics.mean(history["test_loss"][-1] for history in runs[base])
-    needed = {variant: [tflop_to(history, target) for history in runs[variant]] for variant in VARIANTS}
-    spent = statistics.mean(x or run["flops"][-1] / 1e12 for x, run in zip(needed[base], runs[base]))
-    return {variant: [x and 100 * x / spent for x in tflops] for variant, tflops in needed.items()}
+    base = runs[f"vanilla, rotary{which}"]
+    target = statistics.mean(history["test_loss"][-1] for history in base)
+    spent = statistics.mean(tflop_to(history, target) or history["flops"][-1] / 1e12 for history in base)
+    share = lambda tflop: tflop and 100 * tflop / spent
+    return {label: [share(tflop_to(history, target)) for history in runs[label]]
+            for label in (variant + which for variant in VARIANTS) if label in runs}
 
 
 def words(runs):
     """
-    Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end of each seed; of
-    VARIANTS, `shares`.
+    Lines of figures/README.md: FLOPs of the layers against the first variant's; rate; loss in the end of each seed; and
+    `shares`.
     """
-    lines, base, needed = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS], shares(runs)
+    lines, base = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS]
+    needed = shares(runs) | shares(runs, "; long")
     for label, histories in runs.items():
         variant, c = label.partition(";")[0], histories[0]["config"]
         times = c["lr"] / train.PRESETS["words"]["lr"]
