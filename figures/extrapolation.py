@@ -129,6 +129,10 @@ def hubs(runs, label="default", star="star of 25"):
         if percent(history, star) < 100)
 
 
-if __name__ == "__main__":
-    runner.main(NAME, None, groups, run)
+def main(arguments):
+    runner.make(NAME, None, groups, runner.is_again(arguments), run)
     print(*table(runner.load(NAME)), sep="\n")
+
+
+if __name__ == "__main__":
+    lego.command_line(main)

@@ -8,7 +8,7 @@ depth, untied ones less so.
 
 6 clauses, all labelled, 6 layers or loops, width 64, 3 seeds: vanilla attention untied and tied, LEGO attention chained
 and parallel; each trained on whole chains of 2 to 6 clauses, and on chains beside a second one of up to 2 clauses,
-where counting signs does not help. Vanilla attention starts from mimicking there: from random weights it stays with two
+where counting signs does not help. Vanilla attention begins from mimicking there: from random weights it stays with two
 variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable. flow.patch.json has 15
 runs in which a value is changed after a layer, to see whose answers change with it; there vanilla attention begins from
 mimicking on whole chains, too.
@@ -42,7 +42,7 @@ CHANGED = {"vanilla, untied; beside": "vanilla attention,\nvariable 1 changed", 
 
 
 def beginning(model, seed):
-    """Where vanilla attention begins beside a second chain: from random weights it stays with two variables."""
+    """The mimicking that vanilla attention begins from; without it second chains leave it at two variables."""
     return generalisation.mimicking(model.removeprefix("vanilla, "), seed, 6).out_dir
 
 
@@ -168,18 +168,18 @@ def words(runs):
     return lines
 
 
-def draw(runs):
+def draw(_):
     """All of flow.patch.json, whose vanilla models begin from mimicking on either kind of sentences."""
     runs = runner.load(f"{NAME}.patch")
     last = [first_layers(history)[-1] for history in runs[next(iter(SHOWN))]]
     c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
     figure, axes = show.picture(
-        "Counted, the last variable is known early; followed, each comes after the one before",
+        "A counted variable is known early; followed ones come in the order of the chain",
         2, 2, 9.5, 8.6,
         f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
-        "asked for whole chains; vanilla attention begins from mimicking. Above: a linear probe reads a variable where "
+        "tested on whole chains; vanilla attention begins from mimicking. Above: a linear probe reads a variable where "
         "it is defined; a dot is the first layer after which one seed's probe is 90% right; trained on whole chains "
-        f"the last variable is counted, and known after layer {show.span(last)}. Below, trained beside second chains: "
+        f"the last variable is counted, and known after layers {show.span(last)}. Below, trained beside second chains: "
         f"after a layer the state at variable 1 is made that of a sentence with all values changed; {hardware} a run")
     for panel, (label, title) in zip(axes[0], SHOWN.items()):
         accuracy = 100 * np.mean([history["looks"][-1]["true"] for history in runs[label]], 0)  # (L, n)
@@ -189,17 +189,17 @@ def draw(runs):
             panel.plot(*zip(*places), "o", color=show.ORANGE, markeredgecolor="black", markersize=6)
     for panel, (label, title) in zip(axes[1], CHANGED.items()):
         flips = np.mean([history["patch"] for history in runs[label]], 0)  # (L, n, n)
-        changed = heat(panel, 100 * flips[:, 0], 0, title)
+        changed = heat(panel, 100 * flips[:, 0], 0, title, "changed after layer")
     bar = figure.colorbar(read, ax=axes[0], label="its value can be read (%)", ticks=[50, 100], shrink=0.6)
     bar.ax.set_yticklabels(["50\nchance", "100"])
-    figure.colorbar(changed, ax=axes[1], label="its answer changes, too (%)", ticks=[0, 100], shrink=0.6)
+    figure.colorbar(changed, ax=axes[1], label="its answer changes (%)", ticks=[0, 100], shrink=0.6)
     return figure
 
 
-def heat(panel, share, lowest, title):
+def heat(panel, share, lowest, title, ylabel="read after layer"):
     """One panel: shares in % (L, n), one for each layer and variable."""
     n_layer, n = share.shape
-    panel.set(title=title, xlabel="variable, in chain order", ylabel="after layer", xticks=range(1, n + 1),
+    panel.set(title=title, xlabel="variable, in chain order", ylabel=ylabel, xticks=range(1, n + 1),
               yticks=range(1, n_layer + 1))
     return panel.imshow(share, cmap="Blues", vmin=lowest, vmax=100, origin="lower",
                         extent=(0.5, n + 0.5, 0.5, n_layer + 0.5))

@@ -132,7 +132,7 @@ def draw(runs):
         f"tied, {c['n_layer']} loops": (runs["tied, half labelled"], 0, show.ORANGE),
         f"tied, {c['n_layer'] + 2} loops": (runs["tied, half labelled"], 2, show.RED)}, half, "vanilla")
     beyond.set(title="half labelled")
-    rows = [(label[2:] or "all three", [final(history, 2)[half] for history in runs[f"tied, half labelled{label}"]],
+    rows = [(label[2:] or "all four", [final(history, 2)[half] for history in runs[f"tied, half labelled{label}"]],
              show.RED) for label in ("", *(f", {label}" for label in WITHOUT))]
     show.dots(needed, rows)
     show.mark(needed, 50, vertical=True)

@@ -122,7 +122,8 @@ def knock_out(config, size=1000):
     """
     What each head of a model that was trained on LEGO is for, on `size` new sentences: {"looks": {target: share of its
     attention from left-hand sides, (L, H)}, "intact": accuracy of every variable, "without": the same without each head
-    in turn, (L, H, n)}. The targets are the argument of its own clause and the definition of the variable before.
+    in turn, (L, H, n), "maps": of SENTENCE, (L, H, T, T)}. The targets are the argument of its own clause and the
+    definition of the variable before.
     """
     model = train.make_model(replace(config, init_from=config.out_dir))
     batch = train.draw_test(config, size, train.make_generator(config, "heads"))
@@ -140,11 +141,9 @@ def knock_out(config, size=1000):
             hook = block.attn.proj.register_forward_pre_hook(silence)
             found["without"][-1].append(train.evaluate(model, batch, config)[1])
             hook.remove()
-    ids, found["maps"] = lego.encode(SENTENCE, train.make_task(config))[None], {}
-    maps = [maps[0] for _, maps in model.layers(ids, need_weights=True)]  # per layer (H, T, T)
-    for target in TARGETS:
-        layer, head = best_of(looks[target])
-        found["maps"][target] = maps[layer][head].tolist()
+    ids = lego.encode(SENTENCE, train.make_task(config))[None]
+    maps = torch.cat([maps for _, maps in model.layers(ids, need_weights=True)])  # (L, H, T, T)
+    found["maps"] = maps.double().round(decimals=3).tolist()
     about = dict(hardware=show.hardware(torch.device("cpu")), torch=str(torch.__version__))
     return dict(config=asdict(config), **about, looks=looks, **found)
 
@@ -160,15 +159,15 @@ def table(models):
     return [f"{label:<16}" + "".join(cell.ljust(23) for cell in cells(runs)).rstrip() for label, runs in models.items()]
 
 
-def looks_of(run, knocked_out):
+def looks_of(run, knocked):
     """{what a head may look at: the share of every head, (L, H), from left-hand sides} of a seed trained on LEGO."""
-    return {**{name: run["heads"]["left"][kind]["share"] for kind, name in KINDS.items()}, **knocked_out["looks"]}
+    return {**{name: run["heads"]["left"][kind]["share"] for kind, name in KINDS.items()}, **knocked["looks"]}
 
 
-def lost(knocked_out, share):
-    """The accuracy of every variable that is lost, in points, without the head with the largest of the shares."""
+def lost(knocked, share):
+    """The accuracy that every variable loses, in points, without the head with the largest of the shares."""
     layer, head = best_of(share)
-    return [100 * (a - b) for a, b in zip(knocked_out["intact"], knocked_out["without"][layer][head])]
+    return [100 * (a - b) for a, b in zip(knocked["intact"], knocked["without"][layer][head])]
 
 
 def words(models, runs):
@@ -187,31 +186,32 @@ def draw(models):
     looks = [looks_of(*pair) for pair in zip(models["LEGO"], runs)]
     drops = {name: [lost(run, look[name]) for run, look in zip(runs, looks)] for name in looks[0]}
     middle = [sum(drop[1:5]) / 4 for name in KINDS.values() for drop in drops[name]]
-    shown = max(runs, key=lambda run: max(map(max, run["looks"]["variable before"])))
+    shown = max(range(len(runs)), key=lambda i: sum(np.max(looks[i][name]) for name in KINDS.values()))
     symbols = SENTENCE.replace(" ", "")
     figure, axes = show.picture(
-        f"Without its best association or manipulation head, a model loses {show.span(middle)} points",
+        f"Without its best head for the same token or for neighbours a model loses {show.span(middle)} points",
         2, 2, 11, 8.4,
-        f"vanilla attention, 6 clauses, 3 layers of 4 heads; above: two heads of seed {shown['config']['seed']} over "
-        "a sentence; bold: left-hand sides, where values are read. Below, left: a dot is a seed's best head, mean "
-        "over left-hand sides; text and MiniLM read LEGO sentences. Right: trained on LEGO, the best head is silenced "
-        "at test, a dot is a seed, a line their mean; title: mean of variables 2 to 5, each seed")
-    for target, above in zip(TARGETS, axes[0]):
-        layer, head = best_of(shown["looks"][target])
-        image = above.imshow(100 * np.array(shown["maps"][target]), cmap="Blues", vmin=0, vmax=100)
-        above.set(title=f"layer {layer + 1}, head {head + 1}: {target}", xlabel="token looked at",
+        "vanilla attention, 6 clauses; LEGO: 3 layers of 4 heads, text: 6 of 4, MiniLM: 6 of 12. Above: two heads of "
+        f"LEGO, seed {runs[shown]['config']['seed']}, over a sentence; bold: left-hand sides, where values are read. "
+        "Below, left: a dot is a seed's best head, mean over left-hand sides; all read LEGO sentences. Right: the best "
+        "head is silenced at test, a dot is a seed, a line their mean; the title's points: variables 2 to 5, each "
+        "seed's mean")
+    for name, above in zip(KINDS.values(), axes[0]):
+        layer, head = best_of(looks[shown][name])
+        image = above.imshow(100 * np.array(runs[shown]["maps"][layer][head]), cmap="Blues", vmin=0, vmax=100)
+        above.set(title=f"layer {layer + 1}, head {head + 1}: {name}", xlabel="token looked at",
                   ylabel="token that looks")
         above.set_xticks(range(len(symbols)), symbols)
         above.set_yticks(range(len(symbols)), symbols)
         for row in range(0, len(symbols), lego.TOKENS_PER_CLAUSE):  # the left-hand sides
-            above.get_yticklabels()[row].set(color=show.RED, fontweight="bold")
+            above.get_yticklabels()[row].set(fontweight="bold")
     figure.colorbar(image, ax=axes[0], label="attention (%)", shrink=0.8)
     rows = [(f"LEGO: {name}", [100 * max(map(max, look[name])) for look in looks], color)
             for name, color in COLORS.items()]
     rows += [(f"{label}: {name}", [top(run, kind) for run in models[label]], COLORS[name])
              for label in ("text", "MiniLM") for kind, name in KINDS.items()]
     show.dots(axes[1][0], rows)
-    axes[1][0].set(xlabel="attention of the best head (%)", xlim=(0, 100), ylabel="trained on: looks at")
+    axes[1][0].set(xlabel="attention of the best head (%)", xlim=(0, 100), ylabel="trained on: what the head looks at")
     variables, silenced = np.arange(1, 7), axes[1][1]
     for k, (name, color) in enumerate(COLORS.items()):
         silenced.plot(variables, np.mean(drops[name], 0), color=color, linewidth=2.2)

@@ -4,7 +4,7 @@ LEGO attention against vanilla attention with rotary positions, in masked langua
 Claim (the paper's): LEGO attention in place of vanilla heads needs significantly fewer FLOPs and keeps or improves the
 performance of large-scale pretraining.
 
-    python -m figures.lego_attention        40 runs, and 32 to search the rates: 4.5 hours on 2 cores
+    python -m figures.lego_attention        38 runs, and 32 to search the rates: 4.5 hours on 2 cores
 
 The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 24, the rate falling to 0. Four variants
 for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
