@@ -226,7 +226,7 @@ def draw(models):
 
 def main(arguments):
     again = runner.is_again(arguments)
-    if (again or runner.is_missing(NAME, {"MiniLM": groups()["MiniLM"]})) and not os.path.exists(MINILM):
+    if (again or None in runner.found(NAME, groups())["MiniLM"]) and not os.path.exists(MINILM):
         raise ValueError(f"{MINILM}: expected MiniLM, the top of figures/heads.py says how to get it")
     runner.make(NAME, draw, groups, again, run, [source for seed in SEEDS for source in sources(seed).values()],
                 before=[("knockout", knocked_out, knock_out)])

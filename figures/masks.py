@@ -13,7 +13,7 @@ from torch.utils.benchmark import Timer
 import attention
 import lego
 from attention import Manipulation, associate, make_plan
-from figures import show
+from figures import runner, show
 
 NAME = "masks"
 
@@ -70,6 +70,4 @@ def look(arguments):
 
 
 if __name__ == "__main__":
-    from figures import runner
-
     lego.command_line(lambda arguments: runner.redraw(NAME, draw))

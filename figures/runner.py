@@ -56,11 +56,6 @@ def found(name, groups) -> dict:
     return {label: [find(asdict(config)) for config in configs] for label, configs in groups.items()}
 
 
-def is_missing(name, groups) -> bool:
-    """Whether figures/<name>.json lacks a run of {label: [config, ...]}."""
-    return not all(all(histories) for histories in found(name, groups).values())
-
-
 def complete(histories) -> dict:
     """{label: [history, ...]} without the runs that are not there, and without the labels that have none."""
     return {label: [run for run in runs if run] for label, runs in histories.items() if any(runs)}
