@@ -10,7 +10,7 @@ The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 
 for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
 values, as in figures/convolution.py; LEGO attention; half of the channels each. And for 600 steps what LEGO attention
 is made of: each pathway alone, both side by side, and two placebos for association: all tokens count as identical, or
-the ids are shuffled.
+the ids are shuffled. With one seed, vanilla, rotary for as many FLOPs as LEGO takes, and both for 7,200 steps.
 """
 import statistics
 from dataclasses import dataclass, replace
@@ -52,6 +52,10 @@ PARTS = {  # for 600 steps
 COLORS = dict(zip(VARIANTS, (show.BLUE, show.GREEN, show.PINK, show.RED)))
 STEPS, STEPS_OF_PARTS, STEPS_OF_LONG = 2400, 600, 7200
 STEPS_OF_EQUAL = 1822  # in these vanilla, rotary takes the FLOPs of LEGO in STEPS
+LONG = {  # one seed each: the rates of STEPS, and lower ones
+    "; long": {"vanilla, rotary": 3, "LEGO": 30},
+    "; long, lower rate": {"vanilla, rotary": 1, "LEGO": 10},
+}
 LENGTHS = (128, 2048)  # T, whose FLOPs are compared
 RATES = {  # to try with seed 0, times those of --preset=words: for 600 steps, or for 300 if not one of VARIANTS
     "vanilla, rotary": (1, 3, 10), "vanilla, rotary, convolved": (1, 3, 10), "half rotary, half LEGO": (1, 3, 10, 30),
@@ -100,8 +104,9 @@ def groups():
     best = best_rates()
     runs = lambda variant, steps: [config_of(variant, best[variant], steps, seed) for seed in SEEDS]
     return {**{variant: runs(variant, STEPS) for variant in VARIANTS if variant in best},
-            "vanilla, rotary; equal": runs("vanilla, rotary", STEPS_OF_EQUAL) if best else [],
-            **{f"{variant}; long": runs(variant, STEPS_OF_LONG)[:1] for variant in ("vanilla, rotary", "LEGO") if best},
+            "vanilla, rotary; equal": runs("vanilla, rotary", STEPS_OF_EQUAL)[:1] if best else [],
+            **{f"{variant}{which}": [config_of(variant, times, STEPS_OF_LONG)]
+               for which, rates in LONG.items() for variant, times in rates.items()},
             **{f"{variant}; parts": runs(variant, STEPS_OF_PARTS) for variant in PARTS if variant in best}}
 
 
@@ -154,24 +159,29 @@ def words(runs):
 
 
 def draw(runs):
-    runs = {variant: runs[variant] for variant in VARIANTS}
-    ends = {variant: [history["test_loss"][-1] for history in histories] for variant, histories in runs.items()}
-    needed = shares(runs)
+    ends = {label: [history["test_loss"][-1] for history in histories] for label, histories in runs.items()}
+    needed, of_long = shares(runs), shares(runs, "; long")["LEGO; long"]
     c, hardware = runs["LEGO"][0]["config"], runs["LEGO"][0]["hardware"]
-    figure, ((over_flops, at_loss),) = show.picture(
+    figure, ((over_flops, at_loss, longer),) = show.picture(
         f"LEGO attention comes to rotary vanilla attention's loss with {show.span(needed['LEGO'])}% of its FLOPs",
-        1, 2, 11, 4.8,
-        f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}, {c['max_steps']} "
-        "steps; learning rates searched for each; convolved: behind queries, keys and values; half: of the channels; a "
+        1, 3, 15, 4.8,
+        f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}; learning "
+        "rates searched for each; convolved: behind queries, keys and values; half: of the channels; a "
         f"dot or a thin line is a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
-    for variant, histories in runs.items():
-        tflops = [flops / 1e12 for flops in histories[0]["flops"]]
-        show.lines(over_flops, tflops, [history["test_loss"] for history in histories], COLORS[variant])
-    over_flops.set(xlabel="training TFLOP", ylabel="test loss (nats per hidden word)", xlim=(0, None), ylim=(2.5, 6))
-    show.label_ends(over_flops, [(statistics.mean(ends[variant]), variant, COLORS[variant]) for variant in VARIANTS])
+    for axes, which in ((over_flops, ""), (longer, "; long")):
+        variants = [variant for variant in VARIANTS if variant + which in runs]
+        for variant in variants:
+            histories = runs[variant + which]
+            show.lines(axes, [flops / 1e12 for flops in histories[0]["flops"]],
+                       [history["test_loss"] for history in histories], COLORS[variant])
+        axes.set(xlabel="training TFLOP", ylabel="test loss (nats per hidden word)", xlim=(0, None), ylim=(2, 6))
+        show.label_ends(axes, [(statistics.mean(ends[variant + which]), variant, COLORS[variant])
+                               for variant in variants])
+    over_flops.set_title(f"{STEPS:,} steps, {len(SEEDS)} seeds")
+    longer.set_title(f"{STEPS_OF_LONG:,} steps, one seed: {show.span(of_long)}% of the FLOPs")
     show.dots(at_loss, [(variant, [x for x in needed[variant] if x], COLORS[variant]) for variant in VARIANTS])
-    at_loss.set(xlabel=f"FLOPs to a loss of {statistics.mean(ends['vanilla, rotary']):.2f} (% of vanilla, rotary)",
-                ylabel="attention", xlim=(0, 110))
+    at_loss.set(title=f"FLOPs to a loss of {statistics.mean(ends['vanilla, rotary']):.2f}",
+                xlabel="share of what vanilla, rotary takes (%)", ylabel="attention", xlim=(0, 110))
     return figure
 
 
