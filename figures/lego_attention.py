@@ -4,14 +4,13 @@ LEGO attention against vanilla attention with rotary positions, in masked langua
 Claim (the paper's): LEGO attention in place of vanilla heads needs significantly fewer FLOPs and keeps or improves the
 performance of large-scale pretraining.
 
-    python -m figures.lego_attention        44 runs, and 32 to search the rates: 5.5 hours on 2 cores
+    python -m figures.lego_attention        40 runs, and 32 to search the rates: 4.5 hours on 2 cores
 
 The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 24, the rate falling to 0. Four variants
-for 2,400 steps, 3 seeds, at the rates that are best after 600: vanilla heads with rotary positions; the same with a
-convolution behind queries, keys and values, as in figures/convolution.py; LEGO attention; half of the channels each.
-The first and LEGO attention also at a third of these rates, which suits longer training better: the picture shows them,
-for 2,400 steps and, one seed, for 7,200. And for 600 steps what LEGO attention is made of: each pathway alone, both
-side by side, and two placebos for association: all tokens count as identical, or the ids are shuffled.
+for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
+values, as in figures/convolution.py; LEGO attention; half of the channels each. With one seed, vanilla, rotary and LEGO
+for 7,200 steps, and both lengths with another rate. And for 600 steps what LEGO attention is made of: each pathway
+alone, both side by side, and two placebos for association: all tokens count as identical, or the ids are shuffled.
 """
 import statistics
 from dataclasses import dataclass, replace
@@ -50,11 +49,11 @@ PARTS = {  # for 600 steps
     "convolution alone": dict(attention="lego", association_share=0.0),
     "association alone": dict(attention="lego", association_share=1.0, chained=False),
 }
-COLORS = {"vanilla, rotary": show.BLUE, "LEGO": show.RED}
+COLORS = dict(zip(VARIANTS, (show.BLUE, show.GREEN, show.PINK, show.RED)))
 STEPS, STEPS_OF_PARTS, STEPS_OF_LONG = 2400, 600, 7200
-LONG, EQUAL, SEARCHED = "; long", "; equal FLOPs", "; rate of the search"  # ends of labels
+LONG, EQUAL, OTHER = "; long", "; equal FLOPs", "; other rate"  # ends of labels
 STEPS_OF_EQUAL = 1822  # in these vanilla, rotary takes the FLOPs of LEGO in STEPS
-LOWER = {"vanilla, rotary": 1, "LEGO": 10}  # rates that suit STEPS and STEPS_OF_LONG better than those of the search
+LOWER = {"vanilla, rotary": 1, "LEGO": 10}  # a third of the rates of the search: better for STEPS_OF_LONG alone
 LENGTHS = (128, 2048)  # T, whose FLOPs are compared
 RATES = {  # to try with seed 0, times those of --preset=words: for 600 steps, or for 300 if not one of VARIANTS
     "vanilla, rotary": (1, 3, 10), "vanilla, rotary, convolved": (1, 3, 10), "half rotary, half LEGO": (1, 3, 10, 30),
@@ -105,9 +104,9 @@ def groups():
                 for variant, times in rates.items()}
     best = best_rates()
     among = lambda variants: {variant: best[variant] for variant in variants if variant in best}
-    return {**runs(LOWER, STEPS), **runs(LOWER, STEPS_OF_LONG, LONG, [0]),
-            **runs(among(VARIANTS), STEPS, SEARCHED), **runs(among(LOWER), STEPS_OF_LONG, LONG + SEARCHED, [0]),
-            **runs(among(["vanilla, rotary"]), STEPS_OF_EQUAL, EQUAL + SEARCHED, [0]),
+    return {**runs(among(VARIANTS), STEPS), **runs(LOWER, STEPS, OTHER, [0]),
+            **runs(among(["vanilla, rotary"]), STEPS_OF_EQUAL, EQUAL, [0]),
+            **runs(LOWER, STEPS_OF_LONG, LONG, [0]), **runs(among(LOWER), STEPS_OF_LONG, LONG + OTHER, [0]),
             **runs(among(PARTS), STEPS_OF_PARTS, "; parts")}
 
 
@@ -148,7 +147,7 @@ def words(runs):
     `shares`.
     """
     lines, base = [], [flops_of_layers("vanilla, rotary", T) for T in LENGTHS]
-    needed = {label: x for which in ("", LONG, SEARCHED, LONG + SEARCHED) for label, x in shares(runs, which).items()}
+    needed = {label: x for which in ("", LONG) for label, x in shares(runs, which).items()}
     for label, histories in runs.items():
         variant, c = label.partition(";")[0], histories[0]["config"]
         times = c["lr"] / train.PRESETS["words"]["lr"]
@@ -161,22 +160,28 @@ def words(runs):
 
 def draw(runs):
     ends = {label: [history["test_loss"][-1] for history in histories] for label, histories in runs.items()}
-    needed, of_long = shares(runs)["LEGO"], shares(runs, LONG)[f"LEGO{LONG}"]
+    needed, (of_long,) = shares(runs), shares(runs, LONG)[f"LEGO{LONG}"]
     c, hardware = runs["LEGO"][0]["config"], runs["LEGO"][0]["hardware"]
-    figure, (panels,) = show.picture(
-        f"TITLE {show.span(needed)}% {show.span(of_long)}%", 1, 2, 11, 4.8,
-        f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}; vanilla attention has "
-        f"rotary positions; a thin line is a seed, a thick one the mean; {hardware} a run")
-    for axes, which, title in zip(panels, ("", LONG), (f"{STEPS:,} steps, {len(SEEDS)} seeds",
-                                                       f"{STEPS_OF_LONG:,} steps, one seed")):
-        for variant in LOWER:
+    figure, ((over_flops, at_loss, longer),) = show.picture(
+        f"LEGO attention comes to rotary vanilla attention's loss with {show.span(needed['LEGO'])}% of its FLOPs",
+        1, 3, 15, 4.8,
+        f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}; learning rates "
+        "searched for each; convolved: behind queries, keys and values; half: of the channels; a dot or a thin line is "
+        f"a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
+    for axes, which in ((over_flops, ""), (longer, LONG)):
+        variants = [variant for variant in VARIANTS if variant + which in runs]
+        for variant in variants:
             histories = runs[variant + which]
             show.lines(axes, [flops / 1e12 for flops in histories[0]["flops"]],
                        [history["test_loss"] for history in histories], COLORS[variant])
-        axes.set(title=title, xlabel="training TFLOP", ylabel="test loss (nats per hidden word)", xlim=(0, None),
-                 ylim=(2, 6))
+        axes.set(xlabel="training TFLOP", ylabel="test loss (nats per hidden word)", xlim=(0, None), ylim=(2, 6))
         show.label_ends(axes, [(statistics.mean(ends[variant + which]), variant, COLORS[variant])
-                               for variant in LOWER])
+                               for variant in variants])
+    over_flops.set_title(f"{STEPS:,} steps, {len(SEEDS)} seeds")
+    longer.set_title(f"{STEPS_OF_LONG:,} steps, one seed: {of_long:.0f}% of the FLOPs")
+    show.dots(at_loss, [(variant, [x for x in needed[variant] if x], COLORS[variant]) for variant in VARIANTS])
+    at_loss.set(title=f"FLOPs to a loss of {statistics.mean(ends['vanilla, rotary']):.2f}",
+                xlabel="share of what vanilla, rotary takes (%)", ylabel="attention", xlim=(0, 110))
     return figure
 
 
