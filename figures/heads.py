@@ -144,8 +144,8 @@ def knock_out(config, size=1000):
     ids = lego.encode(SENTENCE, train.make_task(config))[None]
     maps = torch.cat([maps for _, maps in model.layers(ids, need_weights=True)])  # (L, H, T, T)
     found["maps"] = maps.double().round(decimals=3).tolist()
-    about = dict(hardware=show.hardware(torch.device("cpu")), torch=str(torch.__version__))
-    return dict(config=asdict(config), **about, looks=looks, **found)
+    return dict(config=asdict(config), hardware=show.hardware(torch.device("cpu")), torch=str(torch.__version__),
+                looks=looks, **found)
 
 
 def top(run, kind, side="left"):

@@ -161,7 +161,6 @@ def measure(device, lengths=LENGTHS, sizes=None, save=lambda numbers: None, flex
     numbers["manipulation"] = [measure_manipulation(device, n_tokens, C, dtype, T) for T in (128, 4096) if T in lengths]
     numbers["seconds"] = time.perf_counter() - start
     save(numbers)
-    return numbers
 
 
 def measure_manipulation(device, n_tokens, C, dtype, T, kernel_size=7):

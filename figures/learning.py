@@ -43,11 +43,10 @@ def words(runs):
 
 def draw(runs):
     history, c = runs["sign"][0], runs["sign"][0]["config"]
-    found = [time for histories in runs.values() for time in times(histories)]
-    learned = "in every seed" if None not in found else f"in {len(found) - found.count(None)} of {len(found)} runs"
+    learned = [time is not None for histories in runs.values() for time in times(histories)]
     figure, axes = show.picture(
         f"With {c['n_supervised']} of {c['n_clauses']} variables labelled, the model learns all {c['n_clauses']}, "
-        f"{learned}", 1, len(runs), 13, 5,
+        f"in {sum(learned)} of {len(learned)} runs", 1, len(runs), 13, 5,
         f"The default of train.py: a tied block of {history['n_parameters']:,} parameters, one loop a step. A line "
         f"is a variable of a chain, mean of the seeds, the band from worst to best. {history['hardware']}, torch "
         f"{history['torch']}.")
