@@ -653,8 +653,9 @@ def test_readme_and_notebook_quote_the_numbers():
     assert f", {of_long:.0f}% in a run three times as long" in readme
     spent = [pretrained[label][0]["flops"][-1] for label in (f"vanilla, rotary{lego_attention.EQUAL}", "LEGO")]
     assert spent[0] == pytest.approx(spent[1], rel=1e-3)
-    third = [pretraining.steps_to(run, 3) is not None for run in runner.load("pretraining")["text"]]
-    assert f"the third in {sum(third)} of {len(third)} seeds" in readme
+    third = {label: sum(pretraining.steps_to(run, 3) is not None for run in runs)
+             for label, runs in runner.load("pretraining").items()}
+    assert f"the third in {third['text']} of 5 seeds, from random weights in {third['random weights']}" in readme
     assert heads.draw(scored).get_suptitle().split("a model ")[1] in readme  # loses so many points
     known = {label: show.span([*map(composition.known, runs)]) for label, runs in runner.load("composition").items()}
     assert (known["12"], known["2 to 12"]) == ("2", "5 to 6")  # README has these as words
