@@ -9,8 +9,9 @@ performance of large-scale pretraining.
 The hidden words of docstrings, 4 untied layers, width 128, T = 128, batches of 24, the rate falling to 0. Four variants
 for 2,400 steps, 3 seeds: vanilla heads with rotary positions; the same with a convolution behind queries, keys and
 values, as in figures/convolution.py; LEGO attention; half of the channels each. With one seed, vanilla, rotary and LEGO
-for 7,200 steps, and both lengths with another rate. And for 600 steps what LEGO attention is made of: each pathway
-alone, both side by side, and two placebos for association: all tokens count as identical, or the ids are shuffled.
+for 7,200 steps, both lengths with another rate, and vanilla, rotary for the FLOPs of LEGO in 2,400. And for 600 steps
+what LEGO attention is made of: each pathway alone, both side by side, and two placebos for association: all tokens
+count as identical, or the ids are shuffled.
 """
 import statistics
 from dataclasses import dataclass, replace
@@ -166,8 +167,8 @@ def draw(runs):
         f"LEGO attention comes to rotary vanilla attention's loss with {show.span(needed['LEGO'])}% of its FLOPs",
         1, 3, 15, 4.8,
         f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}; learning rates "
-        "searched for each; convolved: behind queries, keys and values; half: of the channels; a dot or a thin line is "
-        f"a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
+        "searched for each, right: a third of these, better there; convolved: behind queries, keys and values; half: "
+        f"of the channels; a dot or a thin line is a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
     for axes, which in ((over_flops, ""), (longer, LONG)):
         variants = [variant for variant in VARIANTS if variant + which in runs]
         for variant in variants:

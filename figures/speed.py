@@ -1,7 +1,7 @@
 """
 How fast it is: sentences, training steps, and the seconds until the main job is done. A table, and no picture.
 
-    python -m figures.speed       on the GPU if there is one, else on the CPU; 4 minutes
+    python -m figures.speed       on the GPU if there is one, else on the CPU; 3 minutes
 
 Sentences: lego.sample against two loops over sentences, one through text and a tokenizer as in the official code, one
 over lists of token ids, as fast as we could write it. Steps: ours against the same Transformer made of
