@@ -193,9 +193,9 @@ def draw(models):
         2, 2, 11, 8.4,
         "vanilla attention, 6 clauses; LEGO: 3 layers of 4 heads, text: 6 of 4, MiniLM: 6 of 12. Above: two heads of "
         f"LEGO, seed {runs[shown]['config']['seed']}, over a sentence; bold: left-hand sides, where values are read. "
-        "Below, left: a dot is a seed's best head, mean over left-hand sides; all read LEGO sentences. Right: the best "
-        "head is silenced at test, a dot is a seed, a line their mean; the title's points: variables 2 to 5, each "
-        "seed's mean")
+        "Own argument: three tokens on; neighbours: within two. Below, left: a dot is a seed's best head, mean over "
+        "left-hand sides; all read LEGO sentences. Right: the best head is silenced at test, a dot is a seed, a line "
+        "their mean; the title's points: variables 2 to 5, each seed's mean")
     for name, above in zip(KINDS.values(), axes[0]):
         layer, head = best_of(looks[shown][name])
         image = above.imshow(100 * np.array(runs[shown]["maps"][layer][head]), cmap="Blues", vmin=0, vmax=100)

@@ -168,7 +168,7 @@ def draw(runs):
         1, 3, 15, 4.8,
         f"hidden words of text: {c['n_layer']} layers, width {c['n_embd']}, T = {c['n_tokens']}; learning rates "
         "searched for each, right: a third of these, better there; convolved: behind queries, keys and values; half: "
-        f"of the channels; a dot or a thin line is a seed, {len(SEEDS)} of each, a thick one the mean; {hardware} a run")
+        f"of the channels; dot, thin line: a seed, {len(SEEDS)} of each; thick: their mean; {hardware} a run")
     for axes, which in ((over_flops, ""), (longer, LONG)):
         variants = [variant for variant in VARIANTS if variant + which in runs]
         for variant in variants:

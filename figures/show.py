@@ -183,22 +183,24 @@ def answer(model, task, text, path=None, n_shown=40):
         else:
             line += f"not determined: {lego.write_clause(*clauses[variable])}, and {clauses[variable][2]} is not known"
         print(line.rstrip())
+    last = max(settled[: len(known)].tolist(), default=n_loops + 1)  # what is not determined comes last
     if len(truth) > n_shown:
         print(f"{n_right} of {len(known)} variables are right after {n_loops} loops"
               + f", {len(truth) - len(known)} more are not determined" * (len(truth) > len(known))
-              + f"; the model is sure of all from loop {settled.max()} on" * bool(settled.max() <= n_loops))
+              + f"; the model is sure of all from loop {last} on" * (last <= n_loops))
     if path and model.config.tied:
-        n_rows = min(n_loops, max(settled[: len(known)].tolist(), default=1) + 2)
+        n_rows, is_followed = min(n_loops, last + 2), last <= n_loops and n_right == len(known)
         labels = [lego.write_clause(*clauses[variable]) + "\nnot\ndetermined" * (not value)
                   for variable, value in truth.items()]
-        draw_answer(probabilities[:n_rows].cpu(), labels, task, f"{n_right} of {len(known)} right", path)
+        draw_answer(probabilities[:n_rows].cpu(), labels, task, f"{n_right} of {len(known)} right"
+                    + ": each loop follows one more link" * is_followed, path)
 
 
-def draw_answer(probabilities, clauses, task, found, path):
+def draw_answer(probabilities, clauses, task, title, path):
     """The beliefs (loops, variables, values) of a sentence as a staircase: one row a loop, one column a variable."""
     (sure, value), n_rows, n = probabilities.max(-1), len(probabilities), len(clauses)  # (loops, n)
-    figure, ((axes,),) = picture(f"{found}: each loop follows one more link",
-                                 width=min(30, max(6, 0.62 * n + 2.5)), height=min(30, max(3.2, 0.4 * n_rows + 2)),
+    figure, ((axes,),) = picture(title, width=min(30, max(6, 0.62 * n + 2.5)),
+                                 height=min(30, max(3.2, 0.4 * n_rows + 2)),
                                  caption="What the model believes after each loop. A column is a variable, under it "
                                          "its clause, in order of depth. Dark: sure. White, ?: knows nothing.")
     image = axes.imshow(100 * sure.numpy(), cmap="Blues", vmin=100 / len(task.values), vmax=130, aspect="auto",

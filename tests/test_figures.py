@@ -656,6 +656,7 @@ def test_readme_and_notebook_quote_the_numbers():
     third = {label: sum(pretraining.steps_to(run, 3) is not None for run in runs)
              for label, runs in runner.load("pretraining").items()}
     assert f"the third in {third['text']} of 5 seeds, from random weights in {third['random weights']}" in readme
+    assert f"they bring the third variable in {third['mimicking']} of 5 seeds" in readme
     assert heads.draw(scored).get_suptitle().split("a model ")[1] in readme  # loses so many points
     known = {label: show.span([*map(composition.known, runs)]) for label, runs in runner.load("composition").items()}
     assert (known["12"], known["2 to 12"]) == ("2", "5 to 6")  # README has these as words

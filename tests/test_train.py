@@ -550,6 +550,16 @@ def test_answer_of_a_model_that_follows_links(capsys, tmp_path):
     assert (tmp_path / "answer.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_title_of_an_answer_claims_what_the_model_does(monkeypatch):
+    task, titles = lego.make_task("sign"), []
+    monkeypatch.setattr(show, "draw_answer", lambda *arguments: titles.append(arguments[3]))
+    model = Oracle(task)
+    show.answer(model, task, "b=-a; a=+1; c=+d", "path")
+    model.to_logits = lambda x: -x  # says the contrary
+    show.answer(model, task, "b=-a; a=+1; c=+d", "path")
+    assert titles == ["2 of 2 right: each loop follows one more link", "0 of 2 right"]
+
+
 def test_answer_of_a_long_sentence_is_a_summary(capsys):
     """Of 61 variables only those are shown that are wrong."""
     task = lego.make_task("sign", 62)
