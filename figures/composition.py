@@ -43,8 +43,7 @@ def draw(runs):
     counts = {label: show.span([known(run) for run in histories]) for label, histories in runs.items()}
     figure, ((axes,),) = show.picture(
         f"Chains of 12 alone teach {counts['12']} of {c['n_supervised']} variables, chains of 2 to 12 teach "
-        f"{counts['2 to 12']}",
-        1, 1, 8.5, 4.6,
+        f"{counts['2 to 12']}", 1, 1, 8.5, 4.6,
         f"vanilla attention, {c['n_layer']} untied layers, width {c['n_embd']}, begun from mimicking, {c['max_steps']} "
         f"steps of {c['batch_size']} sentences; the first {c['n_supervised']} variables are labelled; a line is a "
         f"seed, {len(SEEDS)} of each; {runs['12'][0]['hardware']} a run")

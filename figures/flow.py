@@ -174,8 +174,7 @@ def draw(_):
     last = [first_layers(history)[-1] for history in runs[next(iter(SHOWN))]]
     c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
     figure, axes = show.picture(
-        "A counted variable is known early; followed ones come in the order of the chain",
-        2, 2, 9.5, 8.6,
+        "A counted variable is known early; followed ones come in the order of the chain", 2, 2, 9.5, 8.6,
         f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
         "tested on whole chains; vanilla attention begins from mimicking. Above: a linear probe reads a variable where "
         "it is defined; a dot is the first layer after which one seed's probe is 90% right; trained on whole chains "
