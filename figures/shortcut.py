@@ -153,7 +153,7 @@ def draw(runs):
     answers.set(title="right, and for the wrong reason", xlabel="training steps", ylim=(-2, 102),
                 xlim=(0, c["max_steps"]), ylabel="the last variable is right (%)")
     answers.text(0.97, 0.87, "on whole chains", color=show.BLUE, ha="right", transform=answers.transAxes)
-    answers.text(0.97, 0.25, "where the count is wrong", color=show.RED, ha="right", transform=answers.transAxes)
+    answers.text(0.97, 0.25, "where the count\nis wrong", color=show.RED, ha="right", transform=answers.transAxes)
     show.dots(cures, [(CURES[label], numbers, show.RED) for label, numbers in ends.items()])
     cures.set(title="what cures it", xlabel="right where the count is wrong (%)", ylabel="model, trained on",
               xlim=(0, 100))
