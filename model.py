@@ -1,40 +1,40 @@
 """
-A compact Transformer encoder that predicts something at every token; below it its losses, its test, its files.
+A compact Transformer encoder that predicts something at every token; below it its losses, and how
+to ask it.
 
-    tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times (tied) -> head -> logits (B, T, n_out)
+    tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times -> head -> (B, T, n_out)
 
-BERT is the untied model with vanilla attention and post-norm blocks, ALBERT the tied one. The default of train.py is a
-tied block with LEGO attention. Between its loops it hands on beliefs: the probability of every value, at every token.
+BERT is the untied model with vanilla attention and post-norm blocks, ALBERT the tied one: one block
+for all layers. The default of train.py is a tied block with LEGO attention. Between its loops it
+hands on beliefs: the probability of every value, at every token.
 
     loop 1    tokens + "nothing is known"  -> block -> head    a is +1
     loop 2    tokens + beliefs of loop 1   -> block -> head    a is +1, b is -1
     loop 3    tokens + beliefs of loop 2   -> block -> head    a is +1, b is -1, c is -1
 
-A loop starts from the tokens and the beliefs, and from nothing else. So errors in the state die with the loop, every
-loop has the same task, one link of the chain, and no gradient needs to cross loops.
+A loop starts from the tokens and the beliefs, and from nothing else. So errors in the state die with
+the loop, every loop has the same task, one link of the chain, and no gradient needs to cross loops.
 
-The block is torch.nn.TransformerEncoderLayer's with GELU; sharing it is ALBERT's. Feeding predictions back comes from
-diffusion models (self-conditioning, arXiv 2208.04202); putting them in place of the state is ours. `config` is
-train.Config, which explains every dial used here, or any object with the same attributes.
+    python model.py "b=-a; a=+1; c=+b" [FOLDER]    ask a trained model, and draw how it answers
+
+The block is torch.nn.TransformerEncoderLayer's with GELU; sharing it is ALBERT's. Feeding
+predictions back comes from diffusion models (self-conditioning, arXiv 2208.04202); putting them in
+place of the state is ours. `config` is train.Config, which explains every dial used here, or any
+object with the same attributes.
 """
-import json
+import argparse
 import math
 import os
-import zipfile
-from collections import OrderedDict, deque
-from dataclasses import asdict
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from attention import make_attention, make_plan, target_maps
-from figures.bert import read_bert
-from lego import IGNORE, TOKENS_PER_CLAUSE, Batch, expect, one_line, write
+import lego
+from attention import HybridAttention, LegoAttention, VanillaAttention, make_plan
 
 
 class Block(nn.Module):
@@ -42,21 +42,29 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.norm_first = config.norm_first
-        self.norm1 = nn.LayerNorm(config.n_embd, config.norm_eps)
-        self.attn = make_attention(config.attention, config.n_embd, config.n_head, config.dropout,
-                                   rope=config.positions == "rope", association_share=config.association_share,
-                                   chained=config.chained)
-        self.norm2 = nn.LayerNorm(config.n_embd, config.norm_eps)
+        C, H, rope = config.n_embd, config.n_head, config.positions == "rope"
+        of_lego = dict(association_share=config.association_share, chained=config.chained)
+        self.norm_first = config.norm != "last"
+        self.norm1 = nn.LayerNorm(C)
+        if config.attention == "vanilla":
+            self.attn = VanillaAttention(C, H, dropout=config.dropout, rope=rope)
+        elif config.attention == "lego":
+            self.attn = LegoAttention(C, **of_lego)
+        elif config.attention == "hybrid":
+            self.attn = HybridAttention(C, H, config.dropout, rope=rope, **of_lego)
+        else:
+            raise lego.InputError(f"attention={config.attention}: expected lego, vanilla or hybrid")
+        self.norm2 = nn.LayerNorm(C)
         self.mlp = nn.Sequential(OrderedDict(
-            up=nn.Linear(config.n_embd, 4 * config.n_embd), gelu=nn.GELU("tanh" if config.n_factor else "none"),
-            down=nn.Linear(4 * config.n_embd, config.n_embd)))
+            up=nn.Linear(C, 4 * C), gelu=nn.GELU(), down=nn.Linear(4 * C, C)))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
         """The next state (B, T, C), and the attention map (B, H, T, T) or None."""
-        y = self.attn(self.norm1(x) if self.norm_first else x, tokens, padding_mask, plan, need_weights)
-        y, weights = y if need_weights else (y, None)
+        y, weights = self.norm1(x) if self.norm_first else x, None
+        y = self.attn(y, tokens, padding_mask, plan, need_weights)
+        if need_weights:
+            y, weights = y
         if self.norm_first:
             x = x + self.dropout(y)
             x = x + self.dropout(self.mlp(self.norm2(x)))
@@ -68,78 +76,80 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """
-    vocab_size   rows of the token embedding; ids beyond the last row share it
+    vocab        the symbol of every token id
+    n_rows       rows of the token embedding; with config.share_names the ids beyond share the last
     n_out        classes of the head
     block_size   the longest sentence, for learned positions
-
-    The dials are within the rules of train.py. `forward` raises ValueError for a sentence or a number of loops that the
-    model can't take.
     """
 
-    links_per_loop = 1  # how many links of a chain a loop can follow, if chained: tells when a label is due
+    links_per_loop = 1  # how many links of a chain a loop can follow: tells when a label is due
 
-    def __init__(self, config, vocab_size, n_out, block_size):
+    def __init__(self, config, vocab, n_rows, n_out, block_size):
         super().__init__()
-        self.config = config
-        C, E = config.n_embd, config.n_factor or config.n_embd
-        self.token_embedding = nn.Embedding(vocab_size, E)
-        self.position_embedding = nn.Embedding(block_size, E) if config.positions == "learned" else None
-        self.norm_embedding = nn.Identity() if config.norm_first else nn.LayerNorm(E, config.norm_eps)
-        self.widen = nn.Linear(E, C) if config.n_factor else nn.Identity()
+        self.config, self.vocab = config, list(vocab)
+        C, learned, first = config.n_embd, config.positions == "learned", config.norm != "last"
+        n_blocks = 1 if config.tied else config.n_layer
+        self.token_embedding = nn.Embedding(n_rows, C)
+        self.position_embedding = nn.Embedding(block_size, C) if learned else None
+        self.norm_embedding = nn.Identity() if first else nn.LayerNorm(C)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(1 if config.tied else config.n_layer))
-        self.norm_final = nn.LayerNorm(C, config.norm_eps) if config.norm_first else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(n_blocks))
+        self.norm_final = nn.LayerNorm(C) if first else nn.Identity()
         self.head = nn.Linear(C, n_out)
         self.value_embedding = nn.Embedding(n_out, C) if config.carry == "beliefs" else None
-        for name, p in self.named_parameters():  # the weights of norms, which have one dimension, keep torch's ones
+        for name, p in self.named_parameters():  # the weights of norms, of one dimension, stay ones
             if p.ndim > 1:
                 nn.init.normal_(p, std=config.init_std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
     def embed(self, tokens):
-        """What the first layer reads of the tokens (B, T): their embeddings (B, T, C), with positions if learned."""
-        # all ids from the last row on share that row: a model with vocab_size = first name + 1 has one embedding for
-        # all variables, only association tells them apart, and it reads names that it has never seen
-        x = self.token_embedding(tokens.clamp(max=self.token_embedding.num_embeddings - 1))  # (B, T, E)
+        """What the first layer reads of the tokens (B, T): embeddings (B, T, C), and positions."""
+        T, (n_rows, _) = tokens.size(1), self.token_embedding.weight.shape
+        if self.config.share_names:  # only association tells variables apart, and new names are read
+            tokens = tokens.clamp(max=n_rows - 1)
+        x = self.token_embedding(tokens)
         if self.position_embedding is not None:
-            T, n = tokens.size(1), self.position_embedding.num_embeddings
-            expect(T <= n, f"a sentence of {T} tokens: expected at most the {n} learned positions")
+            n = self.position_embedding.num_embeddings
+            if T > n:
+                raise lego.InputError(f"a sentence of {T} tokens: expected at most {n}, as in training")
             x = x + self.position_embedding.weight[:T]
-        return self.widen(self.norm_embedding(x))  # (B, T, E) -> (B, T, C)
+        return self.norm_embedding(x)
 
-    def layers(self, tokens, n_loops=None, carried=None, padding_mask=None, need_weights=False):
+    def layers(self, tokens, n_loops=None, carry=None, padding_mask=None, need_weights=False):
         """
-        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. `carried` is what the
-        loop before the first handed on, as `hand_on` returns it; None: nothing is known yet.
+        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. A tied
+        model applies its block n_loops times, n_layer if None. `carry` is what the loop before the
+        first handed on, as `next_carry` returns it; None: nothing is known yet.
         """
         config = self.config
-        n_loops = config.n_layer if n_loops is None else n_loops
-        if n_loops < 1 or (n_loops != config.n_layer and not config.tied):
-            raise ValueError(f"n_loops={n_loops}: expected at least 1, and {config.n_layer} for an untied model")
         embedded = self.embed(tokens)
         x = self.dropout(embedded)
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask)
-        if config.carry != "none" and carried is None:
-            carried = self.nothing_known(tokens)
-        for i in range(n_loops):
+        blocks = self.blocks
+        if config.tied:
+            blocks = [self.blocks[0]] * (n_loops or config.n_layer)
+        for i, block in enumerate(blocks):
             if config.carry != "none":
-                carried = self.hand_on(x) if i else carried
-                added = carried @ self.value_embedding.weight if config.carry == "beliefs" else carried
-                x = self.dropout(embedded + added)
-            if config.positions == "none":  # not BERT: a state that grows over layers would drown what the block adds
+                if i:
+                    carry = self.next_carry(x)
+                elif carry is None:
+                    carry = self.initial_carry(tokens)
+                beliefs = config.carry == "beliefs"
+                x = self.dropout(embedded + (carry @ self.value_embedding.weight if beliefs else carry))
+            if config.norm == "both":  # a state that grows over layers drowns what the block adds
                 x = F.layer_norm(x, x.shape[-1:])
-            x, weights = self.blocks[0 if config.tied else i](x, tokens, padding_mask, plan, need_weights)
+            x, weights = block(x, tokens, padding_mask, plan, need_weights)
             yield x, weights
 
-    def nothing_known(self, tokens):
-        """What the first loop is handed: the belief that every value is as likely as any other, or a state of 0."""
+    def initial_carry(self, tokens):
+        """What the first loop is handed: that every value is as likely as any other, or a state of 0."""
         n_out, C = self.head.weight.shape
         if self.config.carry == "beliefs":
             return self.head.weight.new_full((*tokens.shape, n_out), 1 / n_out)
         return self.head.weight.new_zeros(*tokens.shape, C)
 
-    def hand_on(self, x):
+    def next_carry(self, x):
         """What a loop that ends in the state x (B, T, C) hands on to the next, without gradient."""
         if self.config.carry == "beliefs":
             return self.to_logits(x).softmax(-1).detach()
@@ -149,52 +159,71 @@ class Transformer(nn.Module):
         """The logits (B, T, n_out) of a state (B, T, C) after any layer."""
         return self.head(self.norm_final(x))
 
+    def last_state(self, tokens, n_loops=None, padding_mask=None):
+        """The state (B, T, C) after the last layer."""
+        for x, _ in self.layers(tokens, n_loops, padding_mask=padding_mask):
+            pass  # a list would keep the states of all loops
+        return x
+
     def forward(self, tokens, n_loops=None, padding_mask=None):
-        """Logits (B, T, n_out) of token ids (B, T); a tied model applies its block n_loops times, n_layer if None."""
-        (x, _), = deque(self.layers(tokens, n_loops, padding_mask=padding_mask), 1)
-        return self.to_logits(x)
+        """Logits (B, T, n_out) of token ids (B, T) after the last layer."""
+        return self.to_logits(self.last_state(tokens, n_loops, padding_mask))
+
+    @torch.no_grad()
+    def maps(self, tokens):
+        """The attention maps of all layers, (L, B, H, T, T)."""
+        return torch.stack([weights for _, weights in self.layers(tokens, need_weights=True)])
 
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def init_from(self, weights, vocab, symbols):
+    def init_from(self, weights, vocab):
         """
-        Starts from the weights of another model: {name: tensor} under this class's names, for the symbols `vocab`.
-        Each symbol of this model takes its row there and stays random if it has none. Positions are cut to length. The
-        head, and the embedding of its predictions, are taken if they have this shape and mean the same symbols.
-        Raises an error that names it for a weight that is missing, doesn't fit, or is one layer too many.
+        Starts from another model's weights {name: tensor}, whose token ids are the symbols `vocab`:
+        each symbol of this model takes its row there and stays random if it has none. Positions are
+        cut to length. The head, and the embedding of its predictions, are taken if they mean the same
+        symbols. Torch's RuntimeError names what does not fit.
         """
-        here = self.state_dict()
-        there = {name: x for name, x in weights.items() if name in here or name.startswith("blocks.")}
-        same_task = all(a == b for a, b in zip(vocab, symbols))
-        for name in here:
+        here, there = self.state_dict(), dict(weights)
+        same_symbols = all(a == b for a, b in zip(vocab, self.vocab))
+        for name, x in here.items():
             if name.startswith(("head.", "value_embedding.")):
-                if not same_task or name not in there or there[name].shape != here[name].shape:
-                    there[name] = here[name]
-        if (name := "position_embedding.weight") in here:
-            there[name] = there[name][: len(here[name])]
-        name = "token_embedding.weight"
-        rows = here[name].clone()
-        for row, symbol in zip(rows, symbols):
-            if symbol in vocab:
-                row[:] = there[name][min(vocab.index(symbol), len(there[name]) - 1)]
-        self.load_state_dict(there | {name: rows})
-
-    @classmethod
-    def from_pretrained(cls, folder, symbols, n_out):
-        """
-        A BERT from a Hugging Face folder (see `read_bert`), for a vocabulary of `symbols`, with a new head. Its states
-        agree with transformers.BertModel's within 1e-4. Raises ValueError as `read_bert` does.
-        """
-        dials, vocab, weights = read_bert(folder)
-        config = SimpleNamespace(**dials, dropout=0.0, chained=False, association_share=0.0)
-        model = cls(config, len(symbols), n_out, len(weights["position_embedding.weight"]))
-        with one_line(f"{folder}: expected weights of the shape in its config.json"):
-            model.init_from(weights, vocab, symbols)
-        return model.eval()
+                if not same_symbols or name not in there or there[name].shape != x.shape:
+                    there[name] = x
+        if self.position_embedding is not None:
+            n = self.position_embedding.num_embeddings
+            there["position_embedding.weight"] = there["position_embedding.weight"][:n]
+        row_of = {symbol: i for i, symbol in enumerate(vocab)}
+        theirs, rows = there["token_embedding.weight"], here["token_embedding.weight"].clone()
+        for row, symbol in zip(rows, self.vocab):
+            if symbol in row_of:
+                row[:] = theirs[min(row_of[symbol], len(theirs) - 1)]
+        self.load_state_dict(there | {"token_embedding.weight": rows})
 
 
-# ---- losses and test: a batch asks for the `values` (B, n) at the `positions` (B, n) of the `tokens` (B, T) ----------
+def read_checkpoint(folder, device="cpu") -> dict:
+    """What a run has saved in its out_dir. Reading it runs no code. InputError if it can't be read."""
+    path = Path(folder) / "checkpoint.pt"
+    if not path.exists():
+        raise lego.InputError(f"{path}: expected a run of train.py there")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # foreign bytes break a reader in countless ways
+        raise lego.InputError(f"{path}: expected a checkpoint of train.py ({str(error)[:99]!r})") from error
+
+
+def load(folder) -> Transformer:
+    """The trained model in a run's out_dir, on the CPU."""
+    checkpoint = read_checkpoint(folder)
+    config, weights = SimpleNamespace(**checkpoint["config"]), checkpoint["model"]
+    n_rows, n_out = len(weights["token_embedding.weight"]), len(weights["head.bias"])
+    block_size = len(weights.get("position_embedding.weight", ()))
+    model = Transformer(config, checkpoint["vocab"], n_rows, n_out, block_size)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+# ---- losses: a batch asks for the `values` (B, n) at the `positions` (B, n) of its tokens (B, T) ----
 
 
 def logits_at(model, x, positions):
@@ -203,153 +232,135 @@ def logits_at(model, x, positions):
 
 
 def loss_of(model, batch, n_loops=None):
-    """After the last layer: the summed cross-entropy of all labels in nats, the number of labels, and the logits."""
-    (x, _), = deque(model.layers(batch.tokens, n_loops), 1)  # a list would keep the states of all loops
-    logits = logits_at(model, x, batch.positions).float()  # (B, n, n_out)
-    loss = F.cross_entropy(logits.flatten(0, 1), batch.values.flatten(), ignore_index=IGNORE, reduction="sum")
-    return loss, (batch.values != IGNORE).sum().float(), logits
-
-
-def loss_of_one_loop(model, batch, carried, loop, unknown_weight):
     """
-    The loss of the next loop of every sentence, the number of labels due, and what the loop hands on. Every position
-    asked for has a label.
-
-    carried   what the loop before has handed on to each sentence; None at the first step
-    loop      (B,) which loop of each sentence this is, from 1; a first loop is handed `nothing_known`
-
-    One loop follows one link, so the label of a variable of depth d is due after d loops (or d / links_per_loop).
-    Before, the model should say that it knows nothing: its prediction is pulled, with unknown_weight, to equal
-    probabilities, and this is part of the loss. Without it the model guesses with certainty, and as association takes
-    the mean over all places of a variable, guesses outvote the one place where its value is known.
+    After the last layer: the summed cross-entropy of all labels in nats, the number of labels, and the
+    logits (B, n, n_out).
     """
-    if carried is not None:
-        carried = torch.where((loop == 1)[:, None, None], model.nothing_known(batch.tokens), carried)
-    (x, _), = model.layers(batch.tokens, 1, carried)
+    x = model.last_state(batch.tokens, n_loops)
+    logits = logits_at(model, x, batch.positions).float()
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.values.flatten(), ignore_index=lego.IGNORE,
+                           reduction="sum")
+    return loss, (batch.values != lego.IGNORE).sum(), logits
+
+
+@torch.no_grad()
+def predict(model, batch, n_loops=None, size=128):
+    """The likeliest value at every position, (B, n), for a batch of any size."""
+    return torch.cat([loss_of(model, part, n_loops)[2].argmax(-1) for part in batch.split(size)])
+
+
+def loss_of_one_loop(model, batch, carry, loop):
+    """
+    The loss of the next loop of every sentence, the number of labels due, and what the loop hands on.
+
+    carry   what the loop before has handed on to each sentence; None at the first step
+    loop    (B,) which loop of each sentence this is, from 1; a first loop gets `initial_carry`
+
+    One loop follows one link, so the label of a variable of depth d is due after d loops (or
+    d / links_per_loop). Before, and where a value is not determined, the model should say that it
+    knows nothing: its prediction is pulled, with unknown_weight, to equal probabilities, and this is
+    part of the loss. Without it the model guesses with certainty, and as association takes the mean
+    over all places of a variable, guesses outvote the one place where its value is known.
+    """
+    if carry is not None:
+        carry = torch.where((loop == 1)[:, None, None], model.initial_carry(batch.tokens), carry)
+    (x, _), = model.layers(batch.tokens, 1, carry)
     log_p = logits_at(model, x, batch.positions).float().log_softmax(-1)  # (B, n, n_out)
-    due = batch.depths <= model.links_per_loop * loop[:, None]  # (B, n)
-    of_value = -log_p.gather(-1, batch.values[..., None])[..., 0]  # (B, n): cross-entropy of the value
-    of_nothing = -log_p.mean(-1) - math.log(log_p.size(-1))  # (B, n): KL(equal probabilities || prediction)
-    loss = torch.where(due, of_value, unknown_weight * of_nothing).sum()
-    return loss, due.sum().float(), model.hand_on(x)
+    has_label = batch.values != lego.IGNORE  # (B, n)
+    due = (batch.depths <= model.links_per_loop * loop[:, None]) & has_label
+    labels = batch.values.clamp(min=0)[..., None]
+    of_value = -log_p.gather(-1, labels)[..., 0]  # (B, n): cross-entropy of the value
+    of_nothing = -log_p.mean(-1) - math.log(log_p.size(-1))  # (B, n): KL(equal || prediction)
+    loss = torch.where(due, of_value, model.config.unknown_weight * of_nothing).sum()
+    return loss, due.sum(), model.next_carry(x)
 
 
-def mimic_loss(model, batch, n_loops=None, floor=1e-3):
-    """
-    How far heads 0 and 1 of every layer are from manipulation and association: KL(attention || pattern) in nats, mean
-    over rows, summed over heads, layers and sentences; the number of sentences; None. A floor is added to both maps and
-    then their rows are normalised. Needs no labels. As in the paper's official code.
-    """
-    normalise = lambda maps: (maps + floor) / (maps + floor).sum(-1, keepdim=True)
-    targets, loss = normalise(target_maps(batch.tokens)), 0.0  # (B, 2, T, T)
-    for _, weights in model.layers(batch.tokens, n_loops, need_weights=True):
-        maps = normalise(weights[:, :2].float())
-        loss = loss + (maps * (maps / targets).log()).sum(-1).mean(2).sum()
-    return loss, torch.tensor(float(len(targets)), device=targets.device), None
+# ---- asking a trained model: python model.py "b=-a; a=+1; c=+b" ------------------------------------
 
 
 @torch.no_grad()
-def evaluate(model, batch, config):
+def believe(model, text, task, spare=8):
     """
-    The test loss, and the accuracies: of every variable, labelled or not; of all words; none for mimic. A model with a
-    carry makes a loop for each clause and 4 to spare.
+    The variables of a sentence in order of depth, {variable: truth}, and what the model believes of
+    them after every loop, (loops, n, values). A model with a carry makes a loop for each clause, and
+    some to spare.
     """
-    rows, n_loops = [], config.n_layer if config.carry == "none" else config.n_clauses + 4
-    for part in map(Batch._make, zip(*(x.split(128) for x in batch))):
-        loss, n, logits = (mimic_loss if config.task == "mimic" else loss_of)(model, part, n_loops)
-        right = [] if logits is None else (logits.argmax(-1) == part.values).float().sum(0)
-        rows.append(torch.stack((loss, n, *right)))
-    loss, n, *right = sum(rows)
-    expect(n > 0, f"eval_size={config.eval_size}: expected a label to test on, there is none")  # text may have none
-    accuracy = [sum(right) / n] if config.task == "words" else [x / len(batch.tokens) for x in right]
-    loss, *accuracy = torch.stack((loss / n, *accuracy)).tolist()
-    return loss, accuracy
+    truth = lego.solve(text, task)
+    variables = [variable for variable, *_ in lego.parse(text, task)]
+    positions = [lego.TOKENS_PER_CLAUSE * variables.index(variable) for variable in truth]
+    n_loops = None if model.config.carry == "none" else len(truth) + spare
+    tokens = lego.encode(text, task)[None].to(model.head.weight.device)  # (1, T)
+    states = [x[0, positions] for x, _ in model.layers(tokens, n_loops)]
+    return truth, torch.stack([model.to_logits(x).softmax(-1) for x in states]).cpu()
 
 
-def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest; AdamW for all if muon_lr is 0."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if config.muon_lr else []
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
-    return optimizers
-
-
-@torch.no_grad()
-def count_flops(run) -> int:
+def answer(model, text, task, n_shown=40):
     """
-    The multiplications and additions in the matrix products and convolutions of run(), forward and backward: a backward
-    pass takes twice a forward one. Fused attention hides its products, so it is taken apart for the count.
+    Prints what the model says of each variable, how sure it is, and the truth; of long sentences what
+    is wrong. Returns the truth and the beliefs, as `believe`, up to the loop after the last change.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return 3 * counter.get_total_flops()
+    truth, beliefs = believe(model, text, task)
+    sure, said = beliefs.max(-1)  # (loops, n)
+    doubts = (sure < 0.9) | (said != said[-1])
+    loops = torch.arange(1, len(beliefs) + 1)[:, None]
+    since = 1 + (doubts * loops).amax(0)  # the loop after the last doubt
+    n_right = 0
+    print(text)
+    for i, (variable, value) in enumerate(truth.items()):
+        guess = task.values[said[-1, i]]
+        n_right += guess == value
+        if len(truth) > n_shown and guess == value:
+            continue
+        line = f"{variable:>8}   model {guess}   probability {sure[-1, i]:.4f}   truth "
+        line += value or "not determined"
+        if since[i] <= len(beliefs):
+            line += f"   sure from loop {since[i]} on"
+        if value is not None and guess != value:
+            line += "   wrong"
+        print(line)
+    print(f"{n_right} of {len(truth)} right")
+    return truth, beliefs[: since.max() + 2]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# A reader can stop here. What follows reads and writes files.
+def draw_beliefs(truth, beliefs, task):
+    """A figure of what the model believes: one row a loop, one column a variable."""
+    from matplotlib.figure import Figure
+
+    (sure, said), (n_loops, n, _) = beliefs.max(-1), beliefs.shape
+    figure = Figure(figsize=(min(30, 3 + 0.6 * n), min(30, 2 + 0.4 * n_loops)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * sure, cmap="Blues", vmin=100 / len(task.values), vmax=100,
+                        aspect="auto", extent=(0.5, n + 0.5, n_loops + 0.5, 0.5))
+    for i, j in torch.cartesian_prod(torch.arange(n_loops), torch.arange(n)).tolist() if n <= 26 else ():
+        is_sure = sure[i, j] > 0.9
+        axes.text(j + 1, i + 1, task.values[said[i, j]] if is_sure else "?", ha="center", va="center",
+                  color="white" if is_sure else "gray")
+    axes.set(title="What the model believes: dark is sure, ? is not", ylabel="after loop",
+             xlabel="variable, by depth")
+    axes.set_xticks(range(1, n + 1), truth if n <= 60 else [""] * n)
+    figure.colorbar(image, ax=axes, label="probability of the likeliest value (%)")
+    return figure
 
 
-VERSION = 2  # of a checkpoint: 2 since a run has a carry from step to step
-COLUMNS = ("step", "loss", "test_loss", "accuracy", "seconds", "flops", "tokens")  # of a history
+def task_of(model):
+    """The task of a trained model, with all the names that it can read."""
+    config = model.config
+    return lego.make_task(config.task, lego.MAX_NAMES if config.share_names else config.n_names)
 
 
-def read_checkpoint(folder, device="cpu") -> dict:
-    """The checkpoint in a folder. Reading it runs no code. Raises ValueError if there is none, or something else."""
-    path = Path(folder) / "checkpoint.pt"
-    expect(os.path.isfile(path), f"{path}: expected a checkpoint, there is none; python train.py makes one")
-    with one_line(f"{path}: expected a checkpoint of train.py"):
-        expect(zipfile.ZipFile(path).testzip() is None, "damaged")  # torch does not compare the checksums
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        expect(checkpoint.get("version") == VERSION, "another version of train.py made it")
-        expect({"vocab", "model"} <= checkpoint.keys() and isinstance(checkpoint["config"], dict), "parts are missing")
-        return checkpoint
-
-
-SHAPE = ("attention", "tied", "n_layer", "carry", "n_embd", "n_factor", "n_head", "norm_first", "norm_eps", "positions",
-         "association_share", "chained")
-
-
-def read_pretrained(folder):
-    """The dials, vocabulary and weights {name: tensor} in a folder, another run's out_dir or a BERT's."""
-    if not os.path.exists(Path(folder) / "checkpoint.pt"):
-        return read_bert(folder)
-    checkpoint = read_checkpoint(folder)
-    dials = {dial: value for dial, value in checkpoint["config"].items() if dial in SHAPE}
-    if dials.get("carry", "none") != "none":
-        dials.pop("n_layer", None)  # not part of the shape: with a carry any number of loops will do
-    return dials, checkpoint["vocab"], checkpoint["model"]
-
-
-def save(config, vocab, history, model, averaged, optimizers, progress, carried):
-    """--ask and --init_from read config, vocab and model; the figures read the history, too; --resume reads all."""
-    checkpoint = dict(version=VERSION, config=asdict(config), vocab=[*vocab], model=averaged.module.state_dict(),
-                      last=model.state_dict(), optimizers=[optimizer.state_dict() for optimizer in optimizers],
-                      history=json.dumps(history), progress=[*progress], carried=carried)
-    write(Path(config.out_dir) / "checkpoint.pt", lambda beside: torch.save(checkpoint, beside))
-    write(Path(config.out_dir) / "history.json", lambda beside: beside.write_text(json.dumps(history, indent=1)))
-
-
-def restore(saved, config, vocab, history, model, averaged, optimizers):
-    """Puts a run where its checkpoint left it; returns its progress, and what all its sentences carry."""
-    device = model.head.weight.device
-    with one_line(f"{config.out_dir}/checkpoint.pt: expected a checkpoint that this train.py can resume"):
-        expect(saved["vocab"] == [*vocab], f"corpus={config.corpus} has other words")
-        model.load_state_dict(saved["last"])
-        averaged.module.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["state"]})
-            for p, state in optimizer.state.items():
-                expect(all(x.shape == (() if name == "step" else p.shape) and x.isfinite().all()
-                           for name, x in state.items()) and state.get("step", 0) >= 0, "optimizer")
-        columns = json.loads(saved["history"])
-        history |= {column: [*columns[column]] for column in COLUMNS}
-        step, losses, seconds, flops, tokens = saved["progress"]
-        averaged.n_averaged.fill_(step)
-        losses, carried = [loss.to(device) for loss in losses], saved["carried"]
-        expect(all(loss.shape == (2,) and loss.isfinite().all() for loss in losses), "losses")
-        if carried is not None:
-            like = model.nothing_known(torch.empty(config.batch_size, TOKENS_PER_CLAUSE * config.n_clauses))
-            expect(carried.shape == like.shape and carried.isfinite().all(), "carried")
-        return (int(step), losses, float(seconds), int(flops), int(tokens)), carried
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sentence")
+    parser.add_argument("folder", nargs="?", default="out", help="a run of train.py")
+    args = parser.parse_args()
+    os.environ.pop("MPLBACKEND", None)  # of a notebook that has started this
+    try:
+        model = load(args.folder)
+        task = task_of(model)
+        truth, beliefs = answer(model, args.sentence, task)
+        path = Path(args.folder) / "ask.png"
+        draw_beliefs(truth, beliefs, task).savefig(path, dpi=120)
+        print(f"wrote {path}")
+    except lego.InputError as error:
+        parser.error(str(error))

@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
+from figures import mimic, varied, words
 
 PATH = Path(__file__).with_name("golden.json")
 SMALL = dict(max_steps=40, eval_every=10, eval_size=10, n_embd=32, batch_size=16, muon_lr=0.0, device="cpu", out_dir="")
@@ -32,21 +33,26 @@ CASES = {
     "hybrid": {**LEGO, "attention": "hybrid"},
     "d3": {**LEGO, "task": "d3"},
     "state": {**LEGO, "carry": "state"},
-    "words": {**VANILLA, "task": "words", "n_tokens": 12},
-    "mimicking": {**VANILLA, "task": "mimic"},
-    "varied": {**LEGO, "carry": "none", "branch": 0.0, "min_clauses": 3, "n_distractor": 2, "drop_clause": 0.5},
+    "words": {**VANILLA, "n_tokens": 12},
+    "mimicking": VANILLA,
+    "varied": {**LEGO, "min_clauses": 3, "n_distractor": 2, "drop_clause": 0.5},
 }
 
 
 def make(name, folder):
     """The numbers of a case."""
-    dials = dict(CASES[name])
+    dials, hooks, kind, make_model = dict(CASES[name]), {}, train.Config, train.make_model
     if name == "words":
         (corpus := Path(folder) / "text.txt").write_text(TEXT)
         dials["corpus"] = str(corpus)
-    config = train.Config(**dials)
-    model = train.make_model(config)
-    history = train.train(config, model)
+        kind, make_model, hooks = words.Words, words.make_model, dict(draw=words.draw, evaluate=words.evaluate)
+    elif name == "mimicking":
+        hooks = dict(loss_fn=mimic.mimic_loss, evaluate=mimic.evaluate)
+    elif name == "varied":
+        kind, hooks = varied.Varied, dict(draw=varied.draw)
+    config = kind(**dials)
+    model = make_model(config)
+    history = train.train(config, model, **hooks)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     return dict(loss=history["loss"], test_loss=history["test_loss"], accuracy=history["accuracy"],
                 sum=weights.double().abs().sum().item(), sha256=hashlib.sha256(weights.numpy().tobytes()).hexdigest())
