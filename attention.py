@@ -121,7 +121,8 @@ class LegoAttention(nn.Module):
     and one layer follows one link of the chain. Not chained: only the other channels pass the
     convolution, the patterns stand side by side as heads do, and a link takes two layers. A kernel
     of 7 positions spans a clause from its variable. The attention map has H = 2: association,
-    manipulation. All layers of a model can share one `plan`, see `make_plan`.
+    manipulation. All layers of a model can share one `plan`, see `make_plan`. With `known` (B, T),
+    association hears only the positions where it is True.
     """
 
     def __init__(self, n_embd, kernel_size=7, association_share=0.5, chained=True, n_channels=None,
@@ -135,12 +136,17 @@ class LegoAttention(nn.Module):
         self.manipulation = Manipulation(n_convolved, kernel_size, causal) if n_convolved else None
         self.proj = nn.Linear(n_channels, n_embd)
 
-    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
+    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False, known=None):
         if plan is None:
             plan = make_plan(tokens, padding_mask, self.causal)
         v = self.value(zero_padding(x, padding_mask))  # (B, T, C)
         far, near = v[..., : self.n_associated], v[..., self.n_associated :]
-        far = plan(far)
+        if known is None:
+            far = plan(far)
+        else:  # the mean over those that know: of what they say, by the share of those that say it
+            says = known[..., None].to(v.dtype)  # (B, T, 1)
+            heard = plan(torch.cat((far * says, says), -1))
+            far = heard[..., :-1] / heard[..., -1:].clamp(min=1e-6)
         if self.chained:
             y = self.manipulation(torch.cat((far, near), -1), padding_mask)
         elif self.manipulation is not None:
@@ -168,7 +174,7 @@ class VanillaAttention(nn.Module):
     """
     Multi-head softmax attention: n_head heads share n_channels (C if None). In training each entry
     of the attention map is dropped with probability `dropout`, as in BERT; `rope`: with rotary
-    positions. It has no use for a plan.
+    positions. It has no use for a plan, nor for what is known.
     """
 
     def __init__(self, n_embd, n_head, n_channels=None, dropout=0.0, causal=False, rope=False):
@@ -181,7 +187,7 @@ class VanillaAttention(nn.Module):
         self.value = nn.Linear(n_embd, n_channels)
         self.proj = nn.Linear(n_channels, n_embd)
 
-    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
+    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False, known=None):
         B, T, C = x.shape
         x = zero_padding(x, padding_mask)
         heads = lambda y: y.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
@@ -232,9 +238,9 @@ class HybridAttention(nn.Module):
         self.vanilla = VanillaAttention(n_embd, n_head // 2, n_half, dropout, causal, rope)
         self.lego = LegoAttention(n_embd, n_channels=n_half, causal=causal, **lego)
 
-    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
+    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False, known=None):
         y = self.vanilla(x, tokens, padding_mask, plan, need_weights)
-        z = self.lego(x, tokens, padding_mask, plan, need_weights)
+        z = self.lego(x, tokens, padding_mask, plan, need_weights, known)
         if need_weights:
             return y[0] + z[0], torch.cat((y[1], z[1]), 1)
         return y + z

@@ -40,7 +40,7 @@ from typing import NamedTuple
 
 import torch
 
-IGNORE = -100  # the label of a variable that has none; also the default `ignore_index` of F.cross_entropy
+NO_VALUE = -100  # in place of a value that can't be known; F.cross_entropy leaves it out
 TOKENS_PER_CLAUSE = 5  # variable, =, operation, argument, ;
 ARGUMENT = 3  # the place of the argument in a clause
 MAX_NAMES = 1024  # the most variables that a task can have
@@ -144,13 +144,15 @@ class Batch(NamedTuple):
     """A batch of sentences and what is asked about each of them, in order of depth."""
 
     tokens: torch.Tensor  # (B, T) int64, T = 5 clauses
-    positions: torch.Tensor  # (B, n) int64: where to read: left-hand sides, then arguments if asked
-    values: torch.Tensor  # (B, n) int64: what to find there, index into task.values; IGNORE: not determined
-    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to the variable of that clause
+    positions: torch.Tensor  # (B, n) int64: where to read, a left-hand side unless said otherwise
+    values: torch.Tensor  # (B, n) int64: what to find there, index into task.values, or NO_VALUE
+    depths: torch.Tensor  # (B, n) int64: how many links lead from the root to the clause's variable
+    facts: torch.Tensor  # (B, T) int64: what is known at each token, 0: nothing, 1 + v: value v
 
     def ask(self, columns):
         """The same sentences, asked about these columns alone."""
-        return Batch(self.tokens, *(x[:, columns] for x in self[1:]))
+        positions, values, depths = (x[:, columns] for x in self[1:4])
+        return Batch(self.tokens, positions, values, depths, self.facts)
 
     def split(self, size):
         """Parts of at most `size` sentences."""
@@ -181,28 +183,27 @@ def random_graphs(batch_size, n_clauses, branch=0.0, generator=None):
     return torch.where(rand() < branch, (rand() * (before + 1)).long(), before)
 
 
-def sample(task, parents, generator=None, arguments=False) -> Batch:
+def sample(task, parents, generator=None) -> Batch:
     """
-    Random sentences along the graphs `parents` (B, n), see `random_graphs`: operations, names and the order of the
-    clauses are uniform and independent. `arguments`: ask at the argument of every clause, too, (B, 2 n); its depth is
-    that of the clause's variable, since the value arrives there in the loop that takes it on to the variable.
-    InputError for an argument that does not come before its variable, and for more variables than names.
+    Random sentences along the graphs `parents` (B, n), see `random_graphs`: operations, names and the
+    order of the clauses are uniform and independent; nothing is known. InputError for an argument that
+    does not come before its variable, and for more variables than names.
     """
     (B, n), device = parents.shape, parents.device
     if ((parents < 0) | (parents > torch.arange(n, device=device))).any():
-        raise InputError("parents: expected 0, or j + 1 for a variable j that comes before, for every variable")
+        raise InputError("parents: expected 0, or j + 1 for a variable j that comes before")
     if n > len(task.names):
-        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)}, the names of the task")
+        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)}, a name for each")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
     operations = torch.randint(len(task.operations), (B, n), generator=generator, device=device)
-    values, depths = follow(task, operations, parents)  # (B, n + 1): column 0 is the root, i + 1 variable i
+    values, depths = follow(task, operations, parents)  # (B, n + 1): the root, then the variables
 
     # the clauses, in the order of the graph
     names = rand(B, len(task.names)).argsort(1)[:, :n] + task.first_name
     roots = torch.full_like(names[:, :1], task.vocab.index(task.root_symbol))
     argument = torch.cat((roots, names), 1).gather(1, parents)
     equals, end = (torch.full_like(names, task.vocab.index(symbol)) for symbol in "=;")
-    clauses = torch.stack((names, equals, operations + task.first_operation, argument, end), -1)  # (B, n, 5)
+    clauses = torch.stack((names, equals, operations + task.first_operation, argument, end), -1)
 
     # shuffled: order[b, i] is the variable of clause i; its argsort is the clause of a variable
     order = rand(B, n).argsort(1)
@@ -210,15 +211,8 @@ def sample(task, parents, generator=None, arguments=False) -> Batch:
     positions = TOKENS_PER_CLAUSE * order.argsort(1)
 
     by_depth = depths[:, 1:].argsort(dim=1, stable=True)  # (B, n)
-    positions = positions.gather(1, by_depth)
-    asked = values[:, 1:].gather(1, by_depth)
-    depths = depths[:, 1:].gather(1, by_depth)
-    if arguments:
-        at_arguments = values.gather(1, parents.gather(1, by_depth))
-        positions = torch.cat((positions, positions + ARGUMENT), 1)
-        asked = torch.cat((asked, at_arguments), 1)
-        depths = depths.repeat(1, 2)
-    return Batch(tokens, positions, asked, depths)
+    asked = (x.gather(1, by_depth) for x in (positions, values[:, 1:], depths[:, 1:]))
+    return Batch(tokens, *asked, torch.zeros_like(tokens))
 
 
 def follow(task, operations, parents):
@@ -233,6 +227,104 @@ def follow(task, operations, parents):
         values[:, i + 1] = action[operations[:, i], values.gather(1, parent)[:, 0]]
         depths[:, i + 1] = depths.gather(1, parent)[:, 0] + 1
     return values, depths
+
+
+def reveal(task, batch, generator=None) -> Batch:
+    """
+    The sentences of a batch (B, n) somewhere in the middle of an answer: for each variable a coin says
+    whether it is known where it is defined, and another one whether it is known where it is used, too.
+    Asks, (B, 2 n), at every left-hand side and at every argument, what the next loop can tell: a value
+    if it is known already, or if the argument is; else NO_VALUE.
+    """
+    tokens, positions, values, depths, _ = batch
+    coin = lambda: torch.rand(values.shape, generator=generator, device=values.device) < 0.5
+    names, arguments = tokens.gather(1, positions), tokens.gather(1, positions + ARGUMENT)
+    is_known = coin()
+    is_told = (arguments[:, :, None] == names[:, None]) & is_known[:, None]  # (B, n, n): by variable j
+    of_arguments = torch.where(is_told.any(-1), (is_told * values[:, None]).sum(-1), NO_VALUE)
+    is_told = is_told.any(-1)
+    has_root = arguments == task.vocab.index(task.root_symbol)
+    labels = torch.where(is_known | is_told | has_root, values, NO_VALUE)
+    facts = torch.cat((values.where(is_known, -1), of_arguments.where(is_told & coin(), -1)), 1) + 1
+    positions = torch.cat((positions, positions + ARGUMENT), 1)
+    labels = torch.cat((labels, of_arguments), 1)
+    return Batch(tokens, positions, labels, depths.repeat(1, 2), batch.facts.scatter(1, positions, facts))
+
+
+# ---- all that a clause can meet, for a proof: see model.prove -------------------------------------------------------
+
+
+def cases(task, size=8192):
+    """
+    Yields, in batches of at most `size`, small sentences that show all that a place of a variable can
+    meet in one loop, if it sees three tokens to either side and hears what other places of its token
+    know:
+
+        tokens, facts   (N, T): the sentence, and what is known at each token: 0 nothing, 1 + v value v
+        position        the place that is asked, the same for all
+        value           (N,): the index of its value; NO_VALUE if what it sees and hears does not tell it
+        must_know       (N,): whether it has to give its value now; else it may, or say nothing
+
+    A clause c = g x is asked, at c and at x: at c with the clause before it, whose end c sees, at x
+    with the clause after it, whose beginning x sees. Further clauses say what is known of these
+    variables elsewhere. Facts come from definitions, so (itself, what it hears) is
+
+        at a use          (nothing, nothing), (nothing, v) or (v, v): it knows no more than a definition
+        at a definition   (nothing, nothing), (v, nothing) or (v, v), the last two only where the
+                          definition of its argument knows
+
+    If a model is right in all of these cases, it is right after loop d at depth d in every sentence,
+    by induction.
+    """
+    G, X = range(len(task.operations)), range(len(task.values))
+    equals, end, root = map(task.vocab.index, ("=", ";", task.root_symbol))
+    o, p, c, x, n, w = range(task.first_name, task.first_name + 6)  # any names: they share an embedding
+    nothing = [(0, 0)]
+    definition = lambda v: [(1 + v, 0), (1 + v, 1 + v)]
+    use = lambda v: [(0, 1 + v), (1 + v, 1 + v)]
+
+    def clause(variable, g, argument, known=0, known_argument=0):
+        ids = variable, equals, task.first_operation + g, argument, end
+        return list(zip(ids, (known, 0, 0, known_argument, 0)))
+
+    def elsewhere(name, fact):
+        return clause(w, 0, name, 0, fact)
+
+    before = [[clause(o, g, root), elsewhere(p, 0)] for g in G]
+    before += [[clause(o, g, p, 0, known), elsewhere(p, heard)]
+               for g in G for known, heard in nothing + [pair for v in X for pair in use(v)]]
+    after = [[clause(n, 0, root, known), elsewhere(n, heard)]
+             for known, heard in nothing + [pair for v in X for pair in definition(v)]]
+    middle, answers = [], []  # answers: the values of c and of x
+
+    def add(g, argument, value, of_c, of_x, value_of_x):
+        for (known, heard), (used, told) in itertools.product(of_c, of_x):
+            middle.append([clause(c, g, argument, known, used), elsewhere(c, heard), elsewhere(x, told)])
+            answers.append((value, value_of_x))
+
+    for g in G:
+        value = int(task.action[g, 0])
+        add(g, root, value, nothing + definition(value), nothing, NO_VALUE)
+    n_rooted = len(middle)
+    for g in G:
+        add(g, x, NO_VALUE, nothing, nothing, NO_VALUE)
+        for v in X:
+            value = int(task.action[g, v])
+            add(g, x, value, nothing + definition(value), use(v), v)
+    before, after, middle, answers = map(torch.tensor, (before, after, middle, answers))
+
+    def ask(around, arrange, position, side):
+        """Every row of `around` with every row of `middle`; `arrange` lays their clauses out."""
+        rows = torch.arange(n_rooted if side else 0, len(middle))  # an argument that is no root
+        for i, j in zip(*(x.split(size) for x in torch.cartesian_prod(torch.arange(len(around)), rows).T)):
+            tokens, facts = torch.cat(arrange(around[i].unbind(1), middle[j].unbind(1)), 1).unbind(-1)
+            value = answers[j, side]
+            yield tokens, facts, position, value, (value >= 0) & (side == 0)
+
+    yield from ask(before, lambda b, m: (b[0], m[0], b[1], m[1], m[2]), 5, 0)
+    yield from ask(before[:1], lambda b, m: m, 0, 0)  # the first clause
+    yield from ask(after, lambda a, m: (m[0], a[0], a[1], m[1], m[2]), ARGUMENT, 1)
+    yield from ask(after[:1], lambda a, m: (m[1], m[2], m[0]), 10 + ARGUMENT, 1)  # the last clause
 
 
 # ---- text, and a solver: symbolic, slow, independent of `sample`; the tests hold one against the other --------------
@@ -300,7 +392,7 @@ def solve(text, task) -> dict[str, str | None]:
 def batch_of(texts, task) -> Batch:
     """
     A batch of sentences of your own, all with as many clauses, asked about every variable; what is not determined has
-    the value IGNORE and the depth 0. InputError as of `solve`, and for sentences of several lengths.
+    the value NO_VALUE and the depth 0. InputError as of `solve`, and for sentences of several lengths.
     """
     columns = []
     for text in texts:
@@ -311,12 +403,13 @@ def batch_of(texts, task) -> Batch:
             depth[variable] = 0 if value is None else depth[argument_of[variable]] + 1
         columns.append((encode(text, task),
                         torch.tensor([TOKENS_PER_CLAUSE * order.index(variable) for variable in values]),
-                        torch.tensor([task.values.index(x) if x else IGNORE for x in values.values()]),
+                        torch.tensor([task.values.index(x) if x else NO_VALUE for x in values.values()]),
                         torch.tensor([depth[variable] for variable in values])))
     lengths = sorted({len(values) for _, _, values, _ in columns})
     if len(lengths) != 1:
         raise InputError(f"sentences of {lengths} clauses: expected as many in each")
-    return Batch(*map(torch.stack, zip(*columns)))
+    tokens, *asked = map(torch.stack, zip(*columns))
+    return Batch(tokens, *asked, torch.zeros_like(tokens))
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ class Block(nn.Module):
             up=nn.Linear(C, 4 * C), gelu=nn.GELU(), down=nn.Linear(4 * C, C)))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False):
+    def forward(self, x, tokens, padding_mask=None, plan=None, need_weights=False, known=None):
         """The next state (B, T, C), and the attention map (B, H, T, T) or None."""
         y, weights = self.norm1(x) if self.norm_first else x, None
-        y = self.attn(y, tokens, padding_mask, plan, need_weights)
+        y = self.attn(y, tokens, padding_mask, plan, need_weights, known)
         if need_weights:
             y, weights = y
         if self.norm_first:
@@ -74,6 +74,9 @@ class Block(nn.Module):
         return x, weights
 
 
+SURE = 0.9  # the probability above which a value is a fact
+
+
 class Transformer(nn.Module):
     """
     vocab        the symbol of every token id
@@ -81,8 +84,6 @@ class Transformer(nn.Module):
     n_out        classes of the head
     block_size   the longest sentence, for learned positions
     """
-
-    links_per_loop = 1  # how many links of a chain a loop can follow: tells when a label is due
 
     def __init__(self, config, vocab, n_rows, n_out, block_size):
         super().__init__()
@@ -96,7 +97,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(n_blocks))
         self.norm_final = nn.LayerNorm(C) if first else nn.Identity()
         self.head = nn.Linear(C, n_out)
-        self.value_embedding = nn.Embedding(n_out, C) if config.carry == "beliefs" else None
+        self.fact_embedding = nn.Embedding(1 + n_out, C) if config.facts else None
         for name, p in self.named_parameters():  # the weights of norms, of one dimension, stay ones
             if p.ndim > 1:
                 nn.init.normal_(p, std=config.init_std)
@@ -116,44 +117,43 @@ class Transformer(nn.Module):
             x = x + self.position_embedding.weight[:T]
         return self.norm_embedding(x)
 
-    def layers(self, tokens, n_loops=None, carry=None, padding_mask=None, need_weights=False):
+    def layers(self, tokens, n_loops=None, facts=None, padding_mask=None, need_weights=False):
         """
         Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. A tied
-        model applies its block n_loops times, n_layer if None. `carry` is what the loop before the
-        first handed on, as `next_carry` returns it; None: nothing is known yet.
+        model applies its block n_loops times. None: n_layer times, or with facts until a loop adds
+        none. `facts` (B, T): what is known before the first loop, as of `hand_on`; None: nothing.
         """
-        config = self.config
+        config, known = self.config, None
         embedded = self.embed(tokens)
         x = self.dropout(embedded)
         plan = None if config.attention == "vanilla" else make_plan(tokens, padding_mask)
         blocks = self.blocks
-        if config.tied:
-            blocks = [self.blocks[0]] * (n_loops or config.n_layer)
+        if config.tied:  # with facts a loop for each clause, and one to see that nothing is added
+            most = tokens.size(1) // lego.TOKENS_PER_CLAUSE + 1 if config.facts else config.n_layer
+            blocks = [self.blocks[0]] * (n_loops or most)
+        if facts is None:
+            facts = torch.zeros_like(tokens)
         for i, block in enumerate(blocks):
-            if config.carry != "none":
+            if config.facts:
                 if i:
-                    carry = self.next_carry(x)
-                elif carry is None:
-                    carry = self.initial_carry(tokens)
-                beliefs = config.carry == "beliefs"
-                x = self.dropout(embedded + (carry @ self.value_embedding.weight if beliefs else carry))
+                    before, facts = facts, self.hand_on(x, tokens)
+                    if n_loops is None and torch.equal(before, facts):
+                        return
+                x, known = self.dropout(embedded + self.fact_embedding(facts)), facts > 0
             if config.norm == "both":  # a state that grows over layers drowns what the block adds
                 x = F.layer_norm(x, x.shape[-1:])
-            x, weights = block(x, tokens, padding_mask, plan, need_weights)
+            x, weights = block(x, tokens, padding_mask, plan, need_weights, known)
             yield x, weights
 
-    def initial_carry(self, tokens):
-        """What the first loop is handed: that every value is as likely as any other, or a state of 0."""
-        n_out, C = self.head.weight.shape
-        if self.config.carry == "beliefs":
-            return self.head.weight.new_full((*tokens.shape, n_out), 1 / n_out)
-        return self.head.weight.new_zeros(*tokens.shape, C)
-
-    def next_carry(self, x):
-        """What a loop that ends in the state x (B, T, C) hands on to the next, without gradient."""
-        if self.config.carry == "beliefs":
-            return self.to_logits(x).softmax(-1).detach()
-        return F.layer_norm(x, x.shape[-1:]).detach()
+    @torch.no_grad()
+    def hand_on(self, x, tokens):
+        """
+        The facts (B, T) that a loop ending in the state x (B, T, C) hands on: at a variable 1 + the
+        value with a probability above SURE, 0 where no value has that, and at all other tokens.
+        """
+        sure, value = self.to_logits(x).float().softmax(-1).max(-1)
+        is_name = tokens >= len(self.vocab) - self.config.n_names  # names come last
+        return torch.where(is_name & (sure > SURE), value + 1, 0)
 
     def to_logits(self, x):
         """The logits (B, T, n_out) of a state (B, T, C) after any layer."""
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
         here, there = self.state_dict(), dict(weights)
         same_symbols = all(a == b for a, b in zip(vocab, self.vocab))
         for name, x in here.items():
-            if name.startswith(("head.", "value_embedding.")):
+            if name.startswith(("head.", "fact_embedding.")):
                 if not same_symbols or name not in there or there[name].shape != x.shape:
                     there[name] = x
         if self.position_embedding is not None:
@@ -228,124 +228,178 @@ def load(folder) -> Transformer:
 
 def logits_at(model, x, positions):
     """The logits (B, n, n_out) of a state x (B, T, C) at the positions (B, n)."""
-    return model.to_logits(x.gather(1, positions[..., None].expand(-1, -1, x.size(-1))))
+    return model.to_logits(x.gather(1, positions[..., None].expand(-1, -1, x.size(-1)))).float()
 
 
-def loss_of(model, batch, n_loops=None):
-    """
-    After the last layer: the summed cross-entropy of all labels in nats, the number of labels, and the
-    logits (B, n, n_out).
-    """
-    x = model.last_state(batch.tokens, n_loops)
-    logits = logits_at(model, x, batch.positions).float()
-    loss = F.cross_entropy(logits.flatten(0, 1), batch.values.flatten(), ignore_index=lego.IGNORE,
+def predict(model, batch, n_loops=None):
+    """The logits (B, n, n_out) after the last layer."""
+    return logits_at(model, model.last_state(batch.tokens, n_loops), batch.positions)
+
+
+def loss_of(logits, values):
+    """The summed cross-entropy of all labels in nats, and their number."""
+    loss = F.cross_entropy(logits.flatten(0, 1), values.flatten(), ignore_index=lego.NO_VALUE,
                            reduction="sum")
-    return loss, (batch.values != lego.IGNORE).sum(), logits
+    return loss, (values != lego.NO_VALUE).sum()
+
+
+def loss_of_one_loop(model, batch):
+    """
+    The summed loss of one loop from what is known in a batch of `lego.reveal`, and the number of values
+    that it can tell.
+
+    Where it can't, the model should say that it knows nothing: its prediction is pulled, with
+    unknown_weight, to equal probabilities, and this is part of the loss. Without it the model guesses,
+    and its guesses become facts.
+    """
+    (x, _), = model.layers(batch.tokens, 1, batch.facts)
+    log_p = logits_at(model, x, batch.positions).log_softmax(-1)  # (B, n, n_out)
+    is_told = batch.values != lego.NO_VALUE  # (B, n)
+    of_value = -log_p.gather(-1, batch.values.clamp(min=0)[..., None])[..., 0]  # cross-entropy
+    of_nothing = -log_p.mean(-1) - math.log(log_p.size(-1))  # KL(equal probabilities || prediction)
+    loss = torch.where(is_told, of_value, model.config.unknown_weight * of_nothing)
+    return loss.sum(), is_told.sum()
+
+
+# ---- a proof: all that a clause can meet in a loop -------------------------------------------------
+
+
+KNOWS, DOUBTS = 0.95, 0.75  # SURE lies between, so that rounding does not matter
+
+
+def can_be_proved(model) -> bool:
+    """Whether the cases of lego.cases show all that the model sees, and are not too many."""
+    config, attn = model.config, model.blocks[0].attn
+    return (type(model) is Transformer and config.facts and len(model.blocks) == 1
+            and config.share_names and config.positions == "none" and type(attn) is LegoAttention
+            and attn.chained and not attn.causal and attn.manipulation.conv.kernel_size[1] <= 7)
 
 
 @torch.no_grad()
-def predict(model, batch, n_loops=None, size=128):
-    """The likeliest value at every position, (B, n), for a batch of any size."""
-    return torch.cat([loss_of(model, part, n_loops)[2].argmax(-1) for part in batch.split(size)])
-
-
-def loss_of_one_loop(model, batch, carry, loop):
+def prove(model, task, all_of_it=True) -> dict:
     """
-    The loss of the next loop of every sentence, the number of labels due, and what the loop hands on.
+    Whether a trained model answers every sentence of the task rightly: any length, any graph, any
+    names. If n_wrong is 0, then after loop d every variable of depth d is known, nothing is ever said
+    that is not true, and what a sentence does not determine stays unsaid.
 
-    carry   what the loop before has handed on to each sentence; None at the first step
-    loop    (B,) which loop of each sentence this is, from 1; a first loop gets `initial_carry`
+    In one loop a place sees three tokens to either side, and through association what other places of
+    its token know. All of these say the same, so there are finitely many cases, see lego.cases, and
+    each is tried. Returns how many there are, and
 
-    One loop follows one link, so the label of a variable of depth d is due after d loops (or
-    d / links_per_loop). Before, and where a value is not determined, the model should say that it
-    knows nothing: its prediction is pulled, with unknown_weight, to equal probabilities, and this is
-    part of the loss. Without it the model guesses with certainty, and as association takes the mean
-    over all places of a variable, guesses outvote the one place where its value is known.
+        n_wrong    how many are wrong, or right by less than the margins
+        knows      the least probability of a value that has to be known: KNOWS or more
+        doubts     the largest probability of a value that is not told, or not true: DOUBTS or less
+        example    a case that is wrong, in words
+
+    SURE lies 0.05 and 0.15 inside of the margins: float32, bfloat16 or another machine round by far
+    less. A model that is changed, by quantisation say, is to be proved anew. all_of_it=False ends at
+    the first batch with a wrong case. InputError for a model that sees more than the cases show.
     """
-    if carry is not None:
-        carry = torch.where((loop == 1)[:, None, None], model.initial_carry(batch.tokens), carry)
-    (x, _), = model.layers(batch.tokens, 1, carry)
-    log_p = logits_at(model, x, batch.positions).float().log_softmax(-1)  # (B, n, n_out)
-    has_label = batch.values != lego.IGNORE  # (B, n)
-    due = (batch.depths <= model.links_per_loop * loop[:, None]) & has_label
-    labels = batch.values.clamp(min=0)[..., None]
-    of_value = -log_p.gather(-1, labels)[..., 0]  # (B, n): cross-entropy of the value
-    of_nothing = -log_p.mean(-1) - math.log(log_p.size(-1))  # (B, n): KL(equal || prediction)
-    loss = torch.where(due, of_value, model.config.unknown_weight * of_nothing).sum()
-    return loss, due.sum(), model.next_carry(x)
+    if not can_be_proved(model):
+        raise lego.InputError("expected a tied model with chained LEGO attention over 7 positions that "
+                              "hands on facts: of another one the cases do not show all that it sees")
+    device = model.head.weight.device
+    n, n_wrong, knows, doubts, example = 0, 0, 1.0, 0.0, ""
+    for tokens, facts, position, value, must_know in lego.cases(task):
+        (x, _), = model.layers(tokens.to(device), 1, facts.to(device))
+        p = model.to_logits(x[:, position]).float().softmax(-1).cpu()  # (N, n_out)
+        is_true = torch.arange(p.size(1)) == value[:, None]
+        p_true, p_other = (p * is_true).amax(-1), (p * ~is_true).amax(-1)
+        wrong = (must_know & (p_true < KNOWS)) | (p_other > DOUBTS)
+        n, n_wrong = n + len(p), n_wrong + int(wrong.sum())
+        knows, doubts = min([knows, *p_true[must_know].tolist()]), max(doubts, p_other.max().item())
+        if n_wrong and not example:
+            i = int(wrong.nonzero()[0])
+            known = sorted({f"{task.vocab[token]} is {task.values[fact - 1]}" for token, fact
+                            in zip(tokens[i].tolist(), facts[i].tolist()) if fact})
+            example = (f"in {lego.decode(tokens[i], task)} knowing that {', '.join(known) or 'nothing'} the "
+                       f"model gives {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} the "
+                       f"probability {p[i].max():.2f}")
+        if n_wrong and not all_of_it:
+            break
+    return dict(n_cases=n, n_wrong=n_wrong, knows=knows, doubts=doubts, example=example)
+
+
+def in_words(proof) -> str:
+    """What a proof says, in one line; None: there is none."""
+    if proof is None:
+        return "not proved: its answers can be right, and can be wrong"
+    if proof["n_wrong"]:
+        return (f"not proved: {proof['n_wrong']:,} of {proof['n_cases']:,} cases are wrong; "
+                f"{proof['example']}")
+    return (f"proved: all {proof['n_cases']:,} cases that a clause can meet are right, so every sentence is, "
+            f"of any length and shape (what it has to know has a probability of {proof['knows']:.3f} or "
+            f"more, what it can't know or is not so {proof['doubts']:.3f} or less)")
 
 
 # ---- asking a trained model: python model.py "b=-a; a=+1; c=+b" ------------------------------------
-
-
-@torch.no_grad()
-def believe(model, text, task, spare=8):
-    """
-    The variables of a sentence in order of depth, {variable: truth}, and what the model believes of
-    them after every loop, (loops, n, values). A model with a carry makes a loop for each clause, and
-    some to spare.
-    """
-    truth = lego.solve(text, task)
-    variables = [variable for variable, *_ in lego.parse(text, task)]
-    positions = [lego.TOKENS_PER_CLAUSE * variables.index(variable) for variable in truth]
-    n_loops = None if model.config.carry == "none" else len(truth) + spare
-    tokens = lego.encode(text, task)[None].to(model.head.weight.device)  # (1, T)
-    states = [x[0, positions] for x, _ in model.layers(tokens, n_loops)]
-    return truth, torch.stack([model.to_logits(x).softmax(-1) for x in states]).cpu()
-
-
-def answer(model, text, task, n_shown=40):
-    """
-    Prints what the model says of each variable, how sure it is, and the truth; of long sentences what
-    is wrong. Returns the truth and the beliefs, as `believe`, up to the loop after the last change.
-    """
-    truth, beliefs = believe(model, text, task)
-    sure, said = beliefs.max(-1)  # (loops, n)
-    doubts = (sure < 0.9) | (said != said[-1])
-    loops = torch.arange(1, len(beliefs) + 1)[:, None]
-    since = 1 + (doubts * loops).amax(0)  # the loop after the last doubt
-    n_right = 0
-    print(text)
-    for i, (variable, value) in enumerate(truth.items()):
-        guess = task.values[said[-1, i]]
-        n_right += guess == value
-        if len(truth) > n_shown and guess == value:
-            continue
-        line = f"{variable:>8}   model {guess}   probability {sure[-1, i]:.4f}   truth "
-        line += value or "not determined"
-        if since[i] <= len(beliefs):
-            line += f"   sure from loop {since[i]} on"
-        if value is not None and guess != value:
-            line += "   wrong"
-        print(line)
-    print(f"{n_right} of {len(truth)} right")
-    return truth, beliefs[: since.max() + 2]
-
-
-def draw_beliefs(truth, beliefs, task):
-    """A figure of what the model believes: one row a loop, one column a variable."""
-    from matplotlib.figure import Figure
-
-    (sure, said), (n_loops, n, _) = beliefs.max(-1), beliefs.shape
-    figure = Figure(figsize=(min(30, 3 + 0.6 * n), min(30, 2 + 0.4 * n_loops)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(100 * sure, cmap="Blues", vmin=100 / len(task.values), vmax=100,
-                        aspect="auto", extent=(0.5, n + 0.5, n_loops + 0.5, 0.5))
-    for i, j in torch.cartesian_prod(torch.arange(n_loops), torch.arange(n)).tolist() if n <= 26 else ():
-        is_sure = sure[i, j] > 0.9
-        axes.text(j + 1, i + 1, task.values[said[i, j]] if is_sure else "?", ha="center", va="center",
-                  color="white" if is_sure else "gray")
-    axes.set(title="What the model believes: dark is sure, ? is not", ylabel="after loop",
-             xlabel="variable, by depth")
-    axes.set_xticks(range(1, n + 1), truth if n <= 60 else [""] * n)
-    figure.colorbar(image, ax=axes, label="probability of the likeliest value (%)")
-    return figure
 
 
 def task_of(model):
     """The task of a trained model, with all the names that it can read."""
     config = model.config
     return lego.make_task(config.task, lego.MAX_NAMES if config.share_names else config.n_names)
+
+
+@torch.no_grad()
+def answer(model, text, task, n_shown=40):
+    """
+    Prints, for every variable by depth, what the model says, how sure it is, and the truth; of a long
+    sentence the mistakes alone. Returns the batch of this sentence, and the values that the model is
+    sure of after each loop, (L, n), -1 where it is of none.
+    """
+    batch = lego.batch_of([text], task)
+    states = model.layers(batch.tokens.to(model.head.weight.device))
+    positions = batch.positions.to(model.head.weight.device)
+    p = torch.cat([logits_at(model, x, positions) for x, _ in states]).softmax(-1).cpu()  # (L, n, n_out)
+    sure, said = p.max(-1)
+    known = torch.where(sure > SURE, said, -1)
+    loops = torch.arange(1, len(p) + 1)[:, None]
+    since = 1 + ((known != known[-1]) * loops).amax(0)  # after the last loop that says something else
+    right = torch.where(batch.values[0] < 0, known[-1] < 0, said[-1] == batch.values[0])
+    print(text)
+    for i, (variable, value) in enumerate(lego.solve(text, task).items()):
+        if len(right) > n_shown and right[i]:
+            continue
+        line = f"{variable:>6}   model {task.values[said[-1, i]]:<4} probability {sure[-1, i]:.4f}   "
+        line += f"truth {value or 'not determined':<4}"
+        if known[-1, i] >= 0:
+            line += f"   sure from loop {since[i]} on"
+        print(line + "   wrong" * (not right[i]))
+    print(f"{right.sum()} of {len(right)} right")
+    return batch, known
+
+
+def draw_answer(text, task, batch, known):
+    """A figure of what the model is sure of after each loop: a row a loop, a column a variable."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    clauses = {clause[0]: clause for clause in lego.parse(text, task)}
+    columns = {variable: i for i, variable in enumerate(lego.solve(text, task), 1)}
+    (n_loops, n), truth, depths = known.shape, batch.values[0], batch.depths[0]
+    kind = torch.where(known < 0, 0, torch.where(known == truth, 1, 2))  # nothing, right, wrong
+    figure = Figure(figsize=(min(16, 3 + 0.6 * n), min(9, 2 + 0.4 * n_loops)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(kind, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2,
+                aspect="auto", extent=(0.5, n + 0.5, n_loops + 0.5, 0.5), alpha=0.85)
+    for variable, i in columns.items():
+        _, _, argument = clauses[variable]
+        if argument in columns and depths[i - 1] > 1:  # the link that this loop has followed
+            axes.plot([columns[argument], i], [depths[i - 1] - 1, depths[i - 1]], color="black",
+                      linewidth=0.8)
+        for loop in range(n_loops if n <= 26 else 0):
+            if kind[loop, i - 1]:
+                axes.text(i, loop + 1, task.values[known[loop, i - 1]], color="white", ha="center",
+                          va="center")
+    loop_is_depth = bool((kind == (torch.arange(1, n_loops + 1)[:, None] >= depths) * (truth >= 0)).all())
+    axes.set(title="Every loop follows one more link, and says nothing that is not known" * loop_is_depth
+             or "Blue: right, orange: wrong, white: the model is not sure", ylabel="after loop",
+             xlabel="variable, by depth; a line leads from its argument")
+    if n <= 26:
+        labels = [lego.write_clause(*clauses[variable]) for variable in columns]
+        axes.set_xticks(range(1, n + 1), labels, rotation=90 * (n > 12))
+    return figure
 
 
 if __name__ == "__main__":
@@ -356,11 +410,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     os.environ.pop("MPLBACKEND", None)  # of a notebook that has started this
     try:
-        model = load(args.folder)
+        model, path = load(args.folder), Path(args.folder) / "ask.png"
         task = task_of(model)
-        truth, beliefs = answer(model, args.sentence, task)
-        path = Path(args.folder) / "ask.png"
-        draw_beliefs(truth, beliefs, task).savefig(path, dpi=120)
-        print(f"wrote {path}")
+        batch, known = answer(model, args.sentence, task)
+        draw_answer(args.sentence, task, batch, known).savefig(path, dpi=120)
+        print(f"wrote {path}\n" + in_words(read_checkpoint(args.folder)["history"]["proof"]))
     except lego.InputError as error:
         parser.error(str(error))

@@ -28,7 +28,7 @@ def target_maps(tokens):
     return torch.stack((local.expand_as(same), same), 1)
 
 
-def mimic_loss(model, batch, carry=None, loop=None, floor=1e-3):
+def mimic_loss(model, batch, floor=1e-3):
     """
     How far heads 0 and 1 of every layer are from manipulation and association: KL(attention || pattern) in nats, mean
     over rows, summed over heads, layers and sentences; the number of sentences. A floor is added to both maps.
@@ -38,13 +38,13 @@ def mimic_loss(model, batch, carry=None, loop=None, floor=1e-3):
     for _, weights in model.layers(batch.tokens, need_weights=True):
         maps = normalise(weights[:, :2].float())
         loss = loss + (maps * (maps / targets).log()).sum(-1).mean(2).sum()
-    return loss, torch.tensor(len(targets), device=targets.device), None
+    return loss, torch.tensor(len(targets), device=targets.device)
 
 
 @torch.no_grad()
 def evaluate(model, config, step):
     generator = train.make_generator(config, "test", step, model.head.weight.device)
-    loss, n, _ = mimic_loss(model, train.draw_test(config, config.eval_size, generator))
+    loss, n = mimic_loss(model, train.draw_test(config, config.eval_size, generator))
     return (loss / n).item(), []
 
 

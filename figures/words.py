@@ -26,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 import train
-from lego import IGNORE, Batch, make_task
-from model import Transformer, loss_of
+from lego import NO_VALUE, Batch, make_task
+from model import Transformer, loss_of, predict
 
 UNKNOWN, MASK, END = range(3)  # word ids: one outside the vocabulary, a hidden one, the end of a document
 LIBRARIES = ("torch", "numpy", "matplotlib")  # their docstrings are the text that is always at hand
@@ -118,7 +118,8 @@ def sample_words(corpus, batch_size, n_tokens, generator=None, held_out=False, h
     values, dice = tokens.gather(1, positions), rand(B, n)
     others = torch.randint(END + 1, len(corpus.vocab), (B, n), generator=generator, device=words.device)
     tokens = tokens.scatter(1, positions, torch.where(dice < 0.8, MASK, torch.where(dice < 0.9, others, values)))
-    return Batch(tokens, positions, values.masked_fill(values <= END, IGNORE), torch.zeros_like(positions))
+    return Batch(tokens, positions, values.masked_fill(values <= END, NO_VALUE), torch.zeros_like(positions),
+                 torch.zeros_like(tokens))
 
 
 # ---- a run of train.py on these -------------------------------------------------------------------------------------
@@ -145,17 +146,18 @@ def make_model(config):
 def draw(config, size, step, device):
     corpus = read_corpus(config.corpus, config.n_tokens)
     batch = sample_words(corpus, size, config.n_tokens, train.make_generator(config, "sentences", step))
-    return Batch(*(x.to(device) for x in batch))
+    return batch.to(device)
 
 
 @torch.no_grad()
 def evaluate(model, config, step):
     """The loss, and the share of all hidden words that are right, in documents held out."""
     corpus, generator = read_corpus(config.corpus, config.n_tokens), train.make_generator(config, "test", step)
-    batch, loss, n, right = sample_words(corpus, config.eval_size, config.n_tokens, generator, held_out=True), 0, 0, 0
-    for part in batch.split(128):
-        part = Batch(*(x.to(model.head.weight.device) for x in part))
-        part_loss, part_n, logits = loss_of(model, part)
+    batch = sample_words(corpus, config.eval_size, config.n_tokens, generator, held_out=True)
+    loss, n, right = 0, 0, 0
+    for part in batch.to(model.head.weight.device).split(128):
+        logits = predict(model, part)
+        part_loss, part_n = loss_of(logits, part.values)
         loss, n, right = loss + part_loss, n + part_n, right + (logits.argmax(-1) == part.values).sum()
     return (loss / n).item(), [(right / n).item()]
 

@@ -23,19 +23,19 @@ from figures import mimic, varied, words
 PATH = Path(__file__).with_name("golden.json")
 SMALL = dict(max_steps=40, eval_every=10, eval_size=10, n_embd=32, batch_size=16, muon_lr=0.0, device="cpu", out_dir="")
 LEGO = {**SMALL, "n_clauses": 6}
-VANILLA = {**LEGO, "attention": "vanilla", "tied": False, "n_layer": 3, "branch": 0.0, "dropout": 0.1}
+AVERAGED = {**LEGO, "lr": 4e-3, "ema": 0.95}
+VANILLA = {**AVERAGED, "attention": "vanilla", "tied": False, "n_layer": 3, "lr": 5e-4, "dropout": 0.1}
 TEXT = "\n\n".join(f"the {a} {b} of {c} is in the {b} of the {a}" for a in "sign group chain clause".split()
                    for b in "root value name link".split() for c in "letters words".split())
 CASES = {
-    "default": {**LEGO, "muon_lr": 0.04, "n_embd": 16},
+    "default": {**LEGO, "muon_lr": 0.02, "n_embd": 16},
     "vanilla": VANILLA,
-    "untied": {**LEGO, "tied": False, "n_layer": 4},
-    "hybrid": {**LEGO, "attention": "hybrid"},
+    "untied": {**AVERAGED, "tied": False, "n_layer": 4, "branch": 1.0},
+    "hybrid": {**AVERAGED, "attention": "hybrid", "n_layer": 4},
     "d3": {**LEGO, "task": "d3"},
-    "state": {**LEGO, "carry": "state"},
     "words": {**VANILLA, "n_tokens": 12},
     "mimicking": VANILLA,
-    "varied": {**LEGO, "min_clauses": 3, "n_distractor": 2, "drop_clause": 0.5},
+    "varied": {**AVERAGED, "n_layer": 6, "min_clauses": 3, "n_distractor": 2, "drop_clause": 0.5},
 }
 
 
@@ -48,7 +48,7 @@ def make(name, folder):
         kind, make_model, hooks = words.Words, words.make_model, dict(draw=words.draw, evaluate=words.evaluate)
     elif name == "mimicking":
         hooks = dict(loss_fn=mimic.mimic_loss, evaluate=mimic.evaluate)
-    elif name == "varied":
+    elif name in ("untied", "varied"):
         kind, hooks = varied.Varied, dict(draw=varied.draw)
     config = kind(**dials)
     model = make_model(config)
