@@ -39,7 +39,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-# ---- LEGO attention: two patterns, hard-coded -----------------------------------------------------
+# ---- LEGO attention: two patterns, hard-coded ----------------------------------------------------
 
 
 def identical_tokens(tokens, padding_mask=None, causal=False):
@@ -167,7 +167,7 @@ class LegoAttention(nn.Module):
         return torch.stack((association, local.expand_as(association)), 1)
 
 
-# ---- vanilla attention, and half of each ----------------------------------------------------------
+# ---- vanilla attention, and half of each ---------------------------------------------------------
 
 
 class VanillaAttention(nn.Module):
@@ -218,8 +218,8 @@ def rotate(x):
     apart they are.
     """
     T, D = x.shape[-2:]
-    frequency = 10000 ** -torch.arange(0, 1, 2 / D, dtype=torch.float32, device=x.device)  # (D / 2,)
-    angle = torch.arange(T, device=x.device)[:, None] * frequency  # (T, D / 2)
+    pair = torch.arange(0, 1, 2 / D, dtype=torch.float32, device=x.device)  # (D / 2,)
+    angle = torch.arange(T, device=x.device)[:, None] * 10000**-pair  # (T, D / 2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)  # (B, H, T, D / 2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
@@ -246,14 +246,14 @@ class HybridAttention(nn.Module):
         return y + z
 
 
-# ---- association without a matrix -----------------------------------------------------------------
+# ---- association without a matrix ----------------------------------------------------------------
 
 
 class Segment:
     """
-    What Dense does, by sums over each group of identical tokens less the own value: O(B T C), on any
-    device. A value that is small beside others of its group is lost: of values 1 and 1e8 the second
-    position reads 0.
+    What Dense does, by sums over each group of identical tokens less the own value: O(B T C), on
+    any device. A value that is small beside others of its group is lost: of values 1 and 1e8 the
+    second position reads 0.
     """
 
     def __init__(self, tokens, padding_mask=None):
@@ -267,10 +267,9 @@ class Segment:
         self.last = torch.searchsorted(self.first, self.first, right=True) - 1  # ... and its last
         weight = (ids > 0) / (self.last - self.first).clamp(min=1).float()
         sentence = torch.arange(len(tokens), device=tokens.device)[:, None]
-        group = self.first + sentence * tokens.size(1)
         in_text_order = lambda x: torch.empty_like(x).scatter_(1, self.sort_index, x)
         self.weight = in_text_order(weight)  # (B, T): 1 / number of the others
-        self.group = in_text_order(group).flatten()  # (B T,)
+        self.group = in_text_order(self.first + sentence * tokens.size(1)).flatten()  # (B T,)
 
     def __call__(self, v):
         assert v.shape[:2] == self.weight.shape, f"{v.shape}: expected {self.weight.shape}"
@@ -281,14 +280,11 @@ class Segment:
 
 
 class Fused(Segment):
-    """What Segment does in two Triton kernels, on a GPU: see the end of this file."""
-
-    def __init__(self, tokens, padding_mask=None):
-        super().__init__(tokens, padding_mask)
-        self.parts = cut(self.first, self.last).int()
+    """What Segment does in a Triton kernel, on a GPU: see the end of this file."""
 
     def __call__(self, v):
-        return associate_sorted(v, self.sort_index.int(), self.first.int(), self.parts, self.weight)
+        plan = (x.int() for x in (self.sort_index, self.first, self.last))
+        return associate_sorted(v, *plan, self.weight)
 
 
 DENSE_UP_TO = dict(cpu=64, cuda=256)  # tokens: measured on two CPU cores and on one NVIDIA H200
@@ -306,15 +302,15 @@ def make_plan(tokens, padding_mask=None, causal=False):
     return Segment(tokens, padding_mask)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A reader can stop here. What follows is association on a GPU, in Triton.
 #
-# With the positions sorted by token, the attention map is block diagonal. The rows are cut into
-# parts of at most TILE rows; a group of at most TILE - PART tokens is never cut. A program
-# multiplies the rows of a part by their own small block; where a group spans parts, it adds the
-# partial sums of the others, so a group of m tokens costs (m / PART)^2. Each value is read once, and
-# once more if its group spans parts. The map is symmetric, and its weights are the same in a whole
-# group, so the backward pass is the forward kernel applied to the gradient.
+# With the positions sorted by token, the attention map is block diagonal. A program makes TILE rows
+# of y: it goes through the places from where the group of its first row begins to where that of its
+# last row ends, TILE at a time, and multiplies the values there by a small block of the mask. So
+# the map is never in memory, and what is not on its diagonal is never looked at. The map is
+# symmetric, and its weights are the same in a whole group: the backward pass is the kernel applied
+# to the gradient.
 
 try:
     import triton
@@ -324,108 +320,54 @@ try:
 except Exception:  # optional: where it is absent, older than 3.4, or broken, Segment serves
     triton = None
 
-# the best of nine tried on one NVIDIA H200
-TILE, PART = 64, 48  # rows of a part: at most, on average
-BLOCK, WARPS = 64, 2  # of a program: channels, warps
-
-
-def cut(first, last):
-    """
-    The parts of the sorted rows, for the places (B, T) of the first and the last row of each row's
-    group: (B, N, 4), where a part begins and ends, and the earliest and the latest of the parts that
-    share a group with it.
-    """
-    place = torch.arange(first.size(1), device=first.device)
-    next_group = torch.where(first == place, place, last + 1)[:, ::PART]  # the nearest beginning
-    is_near = next_group - place[::PART] <= TILE - PART
-    begin = torch.where(is_near, next_group, place[::PART])  # (B, N)
-    end = F.pad(begin[:, 1:], (0, 1), value=len(place))
-    part_of = lambda place: torch.searchsorted(begin, place, right=True) - 1
-    earliest = part_of(first.gather(1, begin.clamp(max=len(place) - 1)))
-    return torch.stack((begin, end, earliest, part_of(last.gather(1, end - 1))), 2)
-
+TILE, BLOCK = 32, 64  # rows and channels of a program: so far untried on a GPU
 
 if triton is not None:
 
     @triton.jit
-    def load_part(parts, n_parts):
-        """This program's sentence and part, and what `cut` says of it."""
-        b, part = (tl.program_id(0) // n_parts).to(tl.int64), tl.program_id(0) % n_parts
-        parts += tl.program_id(0).to(tl.int64) * 4
-        return b, part, tl.load(parts), tl.load(parts + 1), tl.load(parts + 2), tl.load(parts + 3)
-
-    @triton.jit
-    def sum_edges(v, sort_index, first, parts, sums, T, C, v_b, v_t, n_parts,
-                  TILE: tl.constexpr, BLOCK: tl.constexpr):
-        """The sums (2, C) of a part's first and last group, if one of them spans parts."""
-        b, part, begin, end, earliest, latest = load_part(parts, n_parts)
-        if (begin < end) & (earliest < latest):
-            row, c = begin + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-            group = tl.load(first + b * T + row, row < end, -1)
-            in_first = group == tl.load(first + b * T + begin)
-            in_last = group == tl.load(first + b * T + end - 1)
-            at = tl.load(sort_index + b * T + row, row < end, 0).to(tl.int64)
-            wanted = (in_first | in_last)[:, None] & (c < C)[None, :]
-            x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], wanted, 0)
-            x = x.to(sums.dtype.element_ty)
-            edge = sums + (b * n_parts + part) * 2 * C + c
-            tl.store(edge, tl.sum(tl.where(in_first[:, None], x, 0), 0), c < C)
-            tl.store(edge + C, tl.sum(tl.where(in_last[:, None], x, 0), 0), c < C)
-
-    @triton.jit
-    def sum_groups(v, sort_index, first, parts, weight, sums, y, product, T, C, v_b, v_t, n_parts,
-                   TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-        """y for one part of the rows and one block of channels."""
-        b, part, begin, end, earliest, latest = load_part(parts, n_parts)
-        if begin < end:
-            row, c = begin + tl.arange(0, TILE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-            group = tl.load(first + b * T + row, row < end, -1)
-            at = tl.load(sort_index + b * T + row, row < end, 0).to(tl.int64)
-            inside = (row < end)[:, None] & (c < C)[None, :]
-            x = tl.load(v + b * v_b + at[:, None] * v_t + c[None, :], inside, 0)
-            x = x.to(product.dtype.element_ty)
-            same = (group[:, None] == group[None, :]) & (row[:, None] != row[None, :])  # (TILE, TILE)
-            total = tl.dot(same.to(x.dtype), x, input_precision=PRECISION,
-                           out_dtype=sums.dtype.element_ty)
-            if earliest < latest:
-                edges = sums + b * n_parts * 2 * C + c[None, :]
-                before, after = tl.zeros((BLOCK,), total.dtype), tl.zeros((BLOCK,), total.dtype)
-                for start in range(earliest, part, 16):  # what earlier parts hold of the first group
-                    other = start + tl.arange(0, 16)[:, None]
-                    inside = (other < part) & (c < C)[None, :]
-                    before += tl.sum(tl.load(edges + other * 2 * C + C, inside, 0), 0)
-                for start in range(part + 1, latest + 1, 16):  # and later ones of the last group
-                    other = start + tl.arange(0, 16)[:, None]
-                    inside = (other <= latest) & (c < C)[None, :]
-                    after += tl.sum(tl.load(edges + other * 2 * C, inside, 0), 0)
-                in_first = group == tl.load(first + b * T + begin)
-                in_last = group == tl.load(first + b * T + end - 1)
-                total += tl.where(in_first[:, None], before[None, :], 0)
-                total += tl.where(in_last[:, None], after[None, :], 0)
-            total *= tl.load(weight + b * T + at, row < end, 0)[:, None]
-            inside = (row < end)[:, None] & (c < C)[None, :]
-            tl.store(y + b * T * C + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty),
-                     inside)
+    def sum_groups(v, sort_index, first, last, weight, y, T, C, v_b, v_t, TILE: tl.constexpr,
+                   BLOCK: tl.constexpr, PRODUCT: tl.constexpr, SUM: tl.constexpr,
+                   PRECISION: tl.constexpr):
+        """y for one tile of the sorted rows of a sentence and one block of channels."""
+        b, c = tl.program_id(2).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        v, y, sort_index, first = v + b * v_b, y + b * T * C, sort_index + b * T, first + b * T
+        row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+        group = tl.load(first + row, row < T, -1)
+        start = tl.load(first + tl.program_id(0) * TILE)
+        end = tl.load(last + b * T + tl.minimum(tl.program_id(0) * TILE + TILE, T) - 1) + 1
+        total = tl.zeros((TILE, BLOCK), SUM)
+        while start < end:
+            other = start + tl.arange(0, TILE)
+            at = tl.load(sort_index + other, other < end, 0).to(tl.int64)
+            inside = (other < end)[:, None] & (c < C)[None, :]
+            x = tl.load(v + at[:, None] * v_t + c[None, :], inside, 0).to(PRODUCT)
+            same = group[:, None] == tl.load(first + other, other < end, -2)[None, :]
+            same &= row[:, None] != other[None, :]  # (TILE, TILE)
+            total += tl.dot(same.to(PRODUCT), x, input_precision=PRECISION, out_dtype=SUM)
+            start += TILE
+        at = tl.load(sort_index + row, row < T, 0).to(tl.int64)
+        total *= tl.load(weight + b * T + at, row < T, 0)[:, None]
+        inside = (row < T)[:, None] & (c < C)[None, :]
+        tl.store(y + at[:, None] * C + c[None, :], total.to(y.dtype.element_ty), inside)
 
 
 @torch.library.custom_op("lego::associate_sorted", mutates_args=())  # opaque to torch.compile
 def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, first: torch.Tensor,
-                     parts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The association of v (B, T, C), by what Fused has found of the tokens."""
+                     last: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The association of v (B, T, C), by what Segment has found of the tokens."""
     B, T, C = v.shape
     v = v if v.stride(2) == 1 else v.contiguous()
     y = torch.empty(B, T, C, dtype=v.dtype, device=v.device)
-    n_parts, block = parts.size(1), min(BLOCK, max(16, triton.next_power_of_2(C)))
-    sums = torch.empty(B, n_parts, 2, C, dtype=torch.promote_types(v.dtype, torch.float32),
-                       device=v.device)
-    product = sums if INTERPRETED else v  # what to multiply in: the interpreter lacks bfloat16
-    precision = "tf32x3" if product.dtype == torch.float32 else "ieee"  # nearly as exact, on tensor cores
-    grid = (B * n_parts, triton.cdiv(C, block))
-    sizes = (T, C, v.stride(0), v.stride(1), n_parts, TILE, block)
+    types = {torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    product = types.get(v.dtype, tl.float32)
+    total = tl.float64 if v.dtype == torch.float64 else tl.float32
+    if INTERPRETED:  # it does not know bfloat16
+        product = total
+    precision = "tf32x3" if product == tl.float32 else "ieee"  # nearly as exact, on tensor cores
     with torch.cuda.device_of(v):
-        sum_edges[grid](v, sort_index, first, parts, sums, *sizes, num_warps=WARPS)
-        sum_groups[grid](v, sort_index, first, parts, weight, sums, y, product, *sizes, precision,
-                         num_warps=WARPS)
+        sum_groups[triton.cdiv(T, TILE), triton.cdiv(C, BLOCK), B](
+            v, sort_index, first, last, weight, y, T, C, v.stride(0), v.stride(1), TILE, BLOCK,
+            product, total, precision)
     return y
 
 
@@ -441,7 +383,7 @@ associate_sorted.register_fake(lambda v, *_: v.new_empty(v.shape))
 associate_sorted.register_autograd(associate_gradient, setup_context=keep_plan)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def draw_masks(text="b=-a;c=+b;a=+1;"):
@@ -475,9 +417,9 @@ def time_association(device, n_tokens=8192, n_channels=64):
     from torch.utils.benchmark import Timer
 
     kinds = [Dense, Segment] + [Fused] * (triton is not None and device == "cuda")
-    print(f"Association of {n_tokens:,} tokens of {n_channels} channels, in sentences of T tokens, "
-          f"on {device}.\nMilliseconds to make the plan, once a batch, and to apply it, forward and "
-          "backward, once a layer:\n")
+    print(f"Association of {n_tokens:,} tokens of {n_channels} channels, in sentences of T tokens, on "
+          f"{device}.\nMilliseconds to make the plan, once a batch, and to apply it, once a layer, "
+          "forward and backward:\n")
     print(f"{'T':>6}" + "".join(f"{kind.__name__ + ': plan':>15}   apply" for kind in kinds))
     for T in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         tokens = torch.randint(T // 2, (n_tokens // T, T), device=device)  # two of each, as in LEGO

@@ -1,22 +1,24 @@
 """
-LEGO (Learning Equality and Group Operations), a synthetic task of reasoning: sentences, their text, and a solver.
+LEGO (Learning Equality and Group Operations), a synthetic task of reasoning: sentences, their text,
+and a solver.
 
-A group G acts on a set X. A clause `variable = operation argument` gives a variable the value of its argument,
-which is another variable or the root element of X, with the operation applied to it. The clauses are shuffled.
-The task is to give every value.
+A group G acts on a set X. A clause `variable = operation argument` gives a variable the value of
+its argument, which is another variable or the root element of X, with the operation applied to it.
+The clauses are shuffled. The task is to give every value.
 
-    b=-a; c=+b; a=+1;         one sentence of the task `sign`: G = {+, -} acts on X = {+1, -1}, the root is 1
+    b=-a; c=+b; a=+1;         one sentence of the task `sign`: G = {+, -} acts on X = {+1, -1}
 
-    chain     a=+1   ->   b=-a   ->   c=+b           follow the chain from the root ...
-    values    a: +1       b: -1       c: -1          ... applying each clause's operation to the value before it
+    chain     a=+1   ->   b=-a   ->   c=+b           follow the chain from the root, 1 ...
+    values    a: +1       b: -1       c: -1          ... applying one operation after the other
 
     position  0  1  2  3  4    5  6  7  8  9    10 11 12 13 14
-    token     b  =  -  a  ;    c  =  +  b  ;    a  =  +  1  ;        five tokens a clause, as in the paper
-    label    -1                -1               +1                   read at the variable on the left-hand side
+    token     b  =  -  a  ;    c  =  +  b  ;    a  =  +  1  ;        five a clause, as in the paper
+    label    -1                -1               +1                   read at the left-hand side
 
-`sample` gives everything in order of depth, the number of links from the root: positions [10, 0, 5], values
-[0, 1, 1], which are indices into task.values = +1, -1, and depths [1, 2, 3]. The paper's sentences are chains. With
-`branch` a clause may take any earlier variable, or the root, so that chains, trees and forests are one family:
+`sample` gives everything in order of depth, the number of links from the root: positions [10, 0,
+5], values [0, 1, 1], which are indices into task.values = +1, -1, and depths [1, 2, 3]. The paper's
+sentences are chains. With `branch` a clause may take any earlier variable, or the root, so that
+chains, trees and forests are one family:
 
     a chain       root -- a -- b -- c -- d              depths 1, 2, 3, 4
 
@@ -27,8 +29,8 @@ The task is to give every value.
     python lego.py "b=-a; c=+b; a=+1"          solve a sentence
     python lego.py --task=d3 --n_clauses=100   print a few random sentences of a task, solved
 
-The task and its tokens are the paper's (arXiv 2206.04301) and its official code's. Tasks beyond `sign` and `d3`,
-and branches, are ours.
+The task and its tokens are the paper's (arXiv 2206.04301) and its official code's. Tasks beyond
+`sign` and `d3`, and branches, are ours.
 """
 import argparse
 import itertools
@@ -47,17 +49,17 @@ MAX_NAMES = 1024  # the most variables that a task can have
 
 
 class InputError(ValueError):
-    """What a user gave is not what is expected. Scripts show it as one line, and a slip in the code whole."""
+    """What a user gave is not what is expected. Scripts show it as one line, and any slip whole."""
 
 
-# ---- tasks: a group, the set that it acts on, and the symbols to write both in -------------------------------------
+# ---- tasks: a group, the set that it acts on, and the symbols to write both in -------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """
-    A group G acting on a set X, and the vocabulary of its sentences; `make_task` has those by name. InputError if two
-    symbols of the vocabulary are the same.
+    A group G acting on a set X, and the vocabulary of its sentences; `make_task` has those by name.
+    InputError if two symbols of the vocabulary are the same.
     """
 
     name: str
@@ -70,11 +72,11 @@ class Task:
     def __post_init__(self):
         twice = {symbol for symbol in self.vocab if self.vocab.count(symbol) > 1}
         if twice:
-            raise InputError(f"task {self.name}: {twice} stands twice in the vocabulary, expected once")
+            raise InputError(f"task {self.name}: {twice} twice in the vocabulary, expected once")
 
     @cached_property
     def vocab(self) -> tuple[str, ...]:
-        """The symbol of every token id. Names come last: a larger alphabet leaves the other ids as they were."""
+        """The symbol of every token id. Names come last: more names leave the other ids as they were."""
         return ("=", ";", self.root_symbol, *self.operations, *self.names)
 
     @property
@@ -97,16 +99,17 @@ def table_of(elements, product):
 @lru_cache
 def make_task(name: str, n_names: int = 26) -> Task:
     """
-    The task of that name, with `n_names` variables to draw from. InputError for another name, or another number of
-    names than 1 to 1,024.
+    The task of that name, with `n_names` variables to draw from. InputError for another name, or
+    another number of names than 1 to 1,024.
 
         sign    {+, -} acting on {+1, -1}: the paper's Task 1 (chance 1/2)
-        d<k>    the dihedral group of order 2k acting on itself, k = 3 to 256: d3 is the paper's Task 2 (chance 1/6)
-        c<k>    the cyclic group of order k = 2 to 512, written additively, acting on itself (chance 1/k)
-        s<k>    the permutations of k = 2 to 6 things acting on themselves (chance 1/k!)
-        a<k>    the even ones, k = 3 to 6 (chance 2/k!); a5 is the smallest group that is not solvable
+        d<k>    the dihedral group of order 2k, k = 3 to 256: d3 is the paper's Task 2 (chance 1/6)
+        c<k>    the cyclic group of order k = 2 to 512, written additively (chance 1/k)
+        s<k>    the permutations of k = 2 to 6 things (chance 1/k!)
+        a<k>    the even ones, k = 3 to 6 (chance 2/k!); a5 is the smallest that is not solvable
 
-    No two operations take the root to the same value, so the values of a random sentence are uniform too.
+    No two operations take the root to the same value, so the values of a random sentence are
+    uniform too.
     """
     if not 1 <= n_names <= MAX_NAMES:
         raise InputError(f"n_names={n_names}: expected 1 to {MAX_NAMES}")
@@ -119,25 +122,28 @@ def make_task(name: str, n_names: int = 26) -> Task:
         return Task(name, ("+", "-"), ("+1", "-1"), "1", torch.tensor([[0, 1], [1, 0]]), names)
     elif kind == "c" and 2 <= k <= 512:
         action = table_of(range(k), lambda g, x: (g + x) % k)
-        return Task(name, tuple(f"+{g}" for g in range(k)), tuple(map(str, range(k))), "0", action, names)
+        values = tuple(map(str, range(k)))
+        return Task(name, tuple("+" + x for x in values), values, "0", action, names)
     elif kind == "d" and 3 <= k <= 256:
-        # r<i> rotates by i/k of a turn, s<i> reflects first and then rotates: x -> i + sign * x on the corners
+        # r<i> rotates by i/k of a turn, s<i> reflects first and then rotates: x -> i + sign * x on
+        # the corners
         elements = [(sign, i) for sign in (1, -1) for i in range(k)]
         symbols = tuple("rs"[sign < 0] + str(i) for sign, i in elements)
         action = table_of(elements, lambda g, x: (g[0] * x[0], (g[1] + g[0] * x[1]) % k))
     elif kind == "s" and 2 <= k <= 6 or kind == "a" and 3 <= k <= 6:
         # [213] sends place 1 to 2, 2 to 1 and 3 to 3; the product g.x does x first and then g
         n_swaps = lambda p: sum(a > b for a, b in itertools.combinations(p, 2))
-        elements = [p for p in itertools.permutations(range(k)) if kind == "s" or n_swaps(p) % 2 == 0]
+        elements = [p for p in itertools.permutations(range(k))
+                    if kind == "s" or n_swaps(p) % 2 == 0]
         symbols = tuple("[" + "".join(str(i + 1) for i in p) + "]" for p in elements)
         action = table_of(elements, lambda g, x: tuple(g[i] for i in x))
     else:
-        raise InputError(f"task={name}: expected sign, c<k> with k = 2 to 512, d<k> with k = 3 to 256, "
-                         "s<k> with k = 2 to 6, or a<k> with k = 3 to 6")
+        raise InputError(f"task={name}: expected sign, c<k> with k = 2 to 512, d<k> with k = 3 to "
+                         "256, s<k> with k = 2 to 6, or a<k> with k = 3 to 6")
     return Task(name, symbols, symbols, "1", action, names)
 
 
-# ---- sentences: first the graphs, then what is written along them ---------------------------------------------------
+# ---- sentences: first the graphs, then what is written along them --------------------------------
 
 
 class Batch(NamedTuple):
@@ -168,9 +174,9 @@ class Batch(NamedTuple):
 
 def random_graphs(batch_size, n_clauses, branch=0.0, generator=None):
     """
-    Where each of n variables has its argument from, (B, n): 0 is the root, j + 1 is variable j, which comes before
-    it. With probability `branch`, a number or one per sentence (B,), it is any of these, equally likely; else the
-    variable just before. 0 gives chains: [0, 1, 2, ...].
+    Where each of n variables has its argument from, (B, n): 0 is the root, j + 1 is variable j,
+    which comes before it. With probability `branch`, a number or one per sentence (B,), it is any
+    of these, equally likely; else the variable just before. 0 gives chains: [0, 1, 2, ...].
     """
     B, n, device = batch_size, n_clauses, "cpu" if generator is None else generator.device
     if n < 1:
@@ -185,15 +191,15 @@ def random_graphs(batch_size, n_clauses, branch=0.0, generator=None):
 
 def sample(task, parents, generator=None) -> Batch:
     """
-    Random sentences along the graphs `parents` (B, n), see `random_graphs`: operations, names and the
-    order of the clauses are uniform and independent; nothing is known. InputError for an argument that
-    does not come before its variable, and for more variables than names.
+    Random sentences along the graphs `parents` (B, n), see `random_graphs`: operations, names and
+    the order of the clauses are uniform and independent; nothing is known. InputError for an
+    argument that does not come before its variable, and for more variables than names.
     """
     (B, n), device = parents.shape, parents.device
     if ((parents < 0) | (parents > torch.arange(n, device=device))).any():
         raise InputError("parents: expected 0, or j + 1 for a variable j that comes before")
     if n > len(task.names):
-        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)}, a name for each")
+        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)}, the names")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
     operations = torch.randint(len(task.operations), (B, n), generator=generator, device=device)
     values, depths = follow(task, operations, parents)  # (B, n + 1): the root, then the variables
@@ -207,7 +213,8 @@ def sample(task, parents, generator=None) -> Batch:
 
     # shuffled: order[b, i] is the variable of clause i; its argsort is the clause of a variable
     order = rand(B, n).argsort(1)
-    tokens = clauses.gather(1, order[..., None].expand_as(clauses)).flatten(1)  # (B, n, 5) -> (B, 5 n)
+    tokens = clauses.gather(1, order[..., None].expand_as(clauses))  # (B, n, 5)
+    tokens = tokens.flatten(1)  # (B, n, 5) -> (B, 5 n)
     positions = TOKENS_PER_CLAUSE * order.argsort(1)
 
     by_depth = depths[:, 1:].argsort(dim=1, stable=True)  # (B, n)
@@ -217,8 +224,9 @@ def sample(task, parents, generator=None) -> Batch:
 
 def follow(task, operations, parents):
     """
-    The values, as indices into task.values, and the depths, both (B, n + 1), of the root and of the variables that
-    apply `operations` (B, n) to `parents` (B, n): 0 for the root, j + 1 for variable j.
+    The values, as indices into task.values, and the depths, both (B, n + 1), of the root and of the
+    variables that apply `operations` (B, n) to `parents` (B, n): 0 for the root, j + 1 for variable
+    j.
     """
     action, (B, n) = task.action.to(operations.device), operations.shape
     values, depths = operations.new_zeros(B, n + 1), operations.new_zeros(B, n + 1)
@@ -231,109 +239,102 @@ def follow(task, operations, parents):
 
 def reveal(task, batch, generator=None) -> Batch:
     """
-    The sentences of a batch (B, n) somewhere in the middle of an answer: for each variable a coin says
-    whether it is known where it is defined, and another one whether it is known where it is used, too.
-    Asks, (B, 2 n), at every left-hand side and at every argument, what the next loop can tell: a value
-    if it is known already, or if the argument is; else NO_VALUE.
+    The sentences of a batch (B, n) somewhere in the middle of an answer: for each variable a coin
+    says whether it is known where it is defined, and another one whether it is known where it is
+    used, too. Asks, (B, 2 n), at every left-hand side and at every argument, what the next loop can
+    tell: a value if it is known already, or if the argument is; else NO_VALUE.
     """
     tokens, positions, values, depths, _ = batch
     coin = lambda: torch.rand(values.shape, generator=generator, device=values.device) < 0.5
     names, arguments = tokens.gather(1, positions), tokens.gather(1, positions + ARGUMENT)
     is_known = coin()
-    is_told = (arguments[:, :, None] == names[:, None]) & is_known[:, None]  # (B, n, n): by variable j
-    of_arguments = torch.where(is_told.any(-1), (is_told * values[:, None]).sum(-1), NO_VALUE)
-    is_told = is_told.any(-1)
+    tells = (arguments[:, :, None] == names[:, None]) & is_known[:, None]  # (B, n, n)
+    is_told = tells.any(-1)
+    of_arguments = torch.where(is_told, (tells * values[:, None]).sum(-1), NO_VALUE)
     has_root = arguments == task.vocab.index(task.root_symbol)
     labels = torch.where(is_known | is_told | has_root, values, NO_VALUE)
     facts = torch.cat((values.where(is_known, -1), of_arguments.where(is_told & coin(), -1)), 1) + 1
-    positions = torch.cat((positions, positions + ARGUMENT), 1)
-    labels = torch.cat((labels, of_arguments), 1)
-    return Batch(tokens, positions, labels, depths.repeat(1, 2), batch.facts.scatter(1, positions, facts))
+    positions = torch.cat((positions, positions + ARGUMENT), 1)  # (B, 2 n)
+    facts = batch.facts.scatter(1, positions, facts)  # (B, T)
+    return Batch(tokens, positions, torch.cat((labels, of_arguments), 1), depths.repeat(1, 2), facts)
 
 
-# ---- all that a clause can meet, for a proof: see model.prove -------------------------------------------------------
+# ---- all that a clause can meet, for a proof: see model.prove ------------------------------------
 
 
 def cases(task, size=8192):
     """
-    Yields, in batches of at most `size`, small sentences that show all that a place of a variable can
-    meet in one loop, if it sees three tokens to either side and hears what other places of its token
-    know:
+    Yields, in batches of at most `size`, small sentences that show all that a place of a variable
+    can meet in one loop, if it sees three tokens to either side and hears what other places of its
+    token know:
 
-        tokens, facts   (N, T): the sentence, and what is known at each token: 0 nothing, 1 + v value v
+        tokens, facts   (N, T): the sentence, and what is known: 0 nothing, 1 + v value v
         position        the place that is asked, the same for all
-        value           (N,): the index of its value; NO_VALUE if what it sees and hears does not tell it
+        value           (N,): the index of its value; NO_VALUE if what it sees and hears tells none
         must_know       (N,): whether it has to give its value now; else it may, or say nothing
 
     A clause c = g x is asked, at c and at x: at c with the clause before it, whose end c sees, at x
     with the clause after it, whose beginning x sees. Further clauses say what is known of these
     variables elsewhere. Facts come from definitions, so (itself, what it hears) is
 
-        at a use          (nothing, nothing), (nothing, v) or (v, v): it knows no more than a definition
+        at a use          (nothing, nothing), (nothing, v) or (v, v): it knows no more than its
+                          definition
         at a definition   (nothing, nothing), (v, nothing) or (v, v), the last two only where the
                           definition of its argument knows
 
-    If a model is right in all of these cases, it is right after loop d at depth d in every sentence,
-    by induction.
+    If a model is right in all of these cases, it is right after loop d at depth d in every
+    sentence, by induction.
     """
     G, X = range(len(task.operations)), range(len(task.values))
     equals, end, root = map(task.vocab.index, ("=", ";", task.root_symbol))
-    o, p, c, x, n, w = range(task.first_name, task.first_name + 6)  # any names: they share an embedding
-    nothing = [(0, 0)]
-    definition = lambda v: [(1 + v, 0), (1 + v, 1 + v)]
+    o, p, c, x, n, w = range(task.first_name, task.first_name + 6)  # any: they share an embedding
+    nothing = [(0, 0)]  # pairs (itself, what it hears)
     use = lambda v: [(0, 1 + v), (1 + v, 1 + v)]
+    definition = lambda v: [(1 + v, 0), (1 + v, 1 + v)]
 
-    def clause(variable, g, argument, known=0, known_argument=0):
+    def write(variable, g, argument, fact, fact_of_argument):
         ids = variable, equals, task.first_operation + g, argument, end
-        return list(zip(ids, (known, 0, 0, known_argument, 0)))
+        return list(zip(ids, (fact, 0, 0, fact_of_argument, 0)))
 
-    def elsewhere(name, fact):
-        return clause(w, 0, name, 0, fact)
+    def clause(variable, g, argument, known=(0, 0), told=(0, 0)):
+        """A clause, and two more that say what is known of its variable and argument elsewhere."""
+        elsewhere = write(w, 0, variable, 0, known[1]) + write(w, 0, argument, 0, told[1])
+        return write(variable, g, argument, known[0], told[0]), elsewhere
 
-    before = [[clause(o, g, root), elsewhere(p, 0)] for g in G]
-    before += [[clause(o, g, p, 0, known), elsewhere(p, heard)]
-               for g in G for known, heard in nothing + [pair for v in X for pair in use(v)]]
-    after = [[clause(n, 0, root, known), elsewhere(n, heard)]
-             for known, heard in nothing + [pair for v in X for pair in definition(v)]]
-    middle, answers = [], []  # answers: the values of c and of x
-
-    def add(g, argument, value, of_c, of_x, value_of_x):
-        for (known, heard), (used, told) in itertools.product(of_c, of_x):
-            middle.append([clause(c, g, argument, known, used), elsewhere(c, heard), elsewhere(x, told)])
-            answers.append((value, value_of_x))
-
+    before = [clause(o, g, root) for g in G]
+    before += [clause(o, g, p, told=told) for g in G for told in sum(map(use, X), nothing)]
+    after = [clause(n, 0, root, known) for known in sum(map(definition, X), nothing)]
+    rooted, others = [], []  # c = g 1 and c = g x, and the values of c and of x
     for g in G:
         value = int(task.action[g, 0])
-        add(g, root, value, nothing + definition(value), nothing, NO_VALUE)
-    n_rooted = len(middle)
-    for g in G:
-        add(g, x, NO_VALUE, nothing, nothing, NO_VALUE)
+        rooted += [(clause(c, g, root, known), value, NO_VALUE)
+                   for known in nothing + definition(value)]
+        others += [(clause(c, g, x), NO_VALUE, NO_VALUE)]
         for v in X:
             value = int(task.action[g, v])
-            add(g, x, value, nothing + definition(value), use(v), v)
-    before, after, middle, answers = map(torch.tensor, (before, after, middle, answers))
+            others += [(clause(c, g, x, known, told), value, v)
+                       for known in nothing + definition(value) for told in use(v)]
 
-    def ask(around, arrange, position, side):
-        """Every row of `around` with every row of `middle`; `arrange` lays their clauses out."""
-        rows = torch.arange(n_rooted if side else 0, len(middle))  # an argument that is no root
-        for i, j in zip(*(x.split(size) for x in torch.cartesian_prod(torch.arange(len(around)), rows).T)):
-            tokens, facts = torch.cat(arrange(around[i].unbind(1), middle[j].unbind(1)), 1).unbind(-1)
-            value = answers[j, side]
-            yield tokens, facts, position, value, (value >= 0) & (side == 0)
-
-    yield from ask(before, lambda b, m: (b[0], m[0], b[1], m[1], m[2]), 5, 0)
-    yield from ask(before[:1], lambda b, m: m, 0, 0)  # the first clause
-    yield from ask(after, lambda a, m: (m[0], a[0], a[1], m[1], m[2]), ARGUMENT, 1)
-    yield from ask(after[:1], lambda a, m: (m[1], m[2], m[0]), 10 + ARGUMENT, 1)  # the last clause
+    at_c = ((b[0] + m[0] + b[1] + m[1], value) for b in before for m, value, _ in rooted + others)
+    first = ((m[0] + m[1], value) for m, value, _ in rooted + others)
+    at_x = ((m[0] + a[0] + m[1] + a[1], value) for a in after for m, _, value in others)
+    last = ((m[1] + m[0], value) for m, _, value in others)
+    for rows, position in ((at_c, 5), (first, 0), (at_x, ARGUMENT), (last, 10 + ARGUMENT)):
+        while part := list(itertools.islice(rows, size)):
+            sentences, values = zip(*part)
+            tokens, facts = torch.tensor(sentences).unbind(-1)  # (N, T) each
+            values = torch.tensor(values)
+            yield tokens, facts, position, values, (values >= 0) & (position % 5 == 0)
 
 
-# ---- text, and a solver: symbolic, slow, independent of `sample`; the tests hold one against the other --------------
+# ---- text, and a solver: symbolic, slow, independent of `sample`; the tests hold one against the o
 
 
 def parse(text, task) -> list[tuple[str, str, str]]:
     """
-    The clauses of a sentence as (variable, operation, argument), in the order of the text. Clauses end with
-    semicolons, commas or lines; spaces are free. InputError quotes the first clause that has another form.
+    The clauses of a sentence as (variable, operation, argument), in the order of the text. Clauses
+    end with semicolons, commas or lines; spaces are free. InputError quotes the first clause that
+    has another form.
     """
     any_of = lambda symbols: "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     name, operation, root = any_of(task.names), any_of(task.operations), task.root_symbol
@@ -371,8 +372,9 @@ def decode(ids, task) -> str:
 
 def solve(text, task) -> dict[str, str | None]:
     """
-    Every variable's value, {variable: symbol}, in order of depth; last, with None, those that the sentence does not
-    determine. InputError for a variable that is assigned twice, and as of `parse`.
+    Every variable's value, {variable: symbol}, in order of depth; last, with None, those that the
+    sentence does not determine. InputError for a variable that is assigned twice, and as of
+    `parse`.
     """
     clauses = {}
     for variable, operation, argument in parse(text, task):
@@ -380,7 +382,7 @@ def solve(text, task) -> dict[str, str | None]:
             raise InputError(f"{variable} is assigned a second time, expected once")
         clauses[variable] = operation, argument
     values = {task.root_symbol: task.values[0]}
-    while reached := [v for v, (_, argument) in clauses.items() if argument in values and v not in values]:
+    while reached := [v for v in clauses if clauses[v][1] in values and v not in values]:
         for variable in reached:
             operation, argument = clauses[variable]
             x = task.action[task.operations.index(operation), task.values.index(values[argument])]
@@ -391,24 +393,23 @@ def solve(text, task) -> dict[str, str | None]:
 
 def batch_of(texts, task) -> Batch:
     """
-    A batch of sentences of your own, all with as many clauses, asked about every variable; what is not determined has
-    the value NO_VALUE and the depth 0. InputError as of `solve`, and for sentences of several lengths.
+    A batch of sentences of your own, all with as many clauses, asked about every variable; what is
+    not determined has the value NO_VALUE and the depth 0. InputError as of `solve`, and for
+    sentences of several lengths.
     """
-    columns = []
+    rows = []
     for text in texts:
         argument_of = {variable: argument for variable, _, argument in parse(text, task)}
-        order, depth = list(argument_of), {task.root_symbol: 0}
-        values = solve(text, task)
+        values, depth = solve(text, task), {task.root_symbol: 0}
         for variable, value in values.items():
-            depth[variable] = 0 if value is None else depth[argument_of[variable]] + 1
-        columns.append((encode(text, task),
-                        torch.tensor([TOKENS_PER_CLAUSE * order.index(variable) for variable in values]),
-                        torch.tensor([task.values.index(x) if x else NO_VALUE for x in values.values()]),
-                        torch.tensor([depth[variable] for variable in values])))
-    lengths = sorted({len(values) for _, _, values, _ in columns})
-    if len(lengths) != 1:
-        raise InputError(f"sentences of {lengths} clauses: expected as many in each")
-    tokens, *asked = map(torch.stack, zip(*columns))
+            depth[variable] = depth[argument_of[variable]] + 1 if value else 0
+        rows.append((encode(text, task).tolist(),
+                     [TOKENS_PER_CLAUSE * list(argument_of).index(variable) for variable in values],
+                     [task.values.index(x) if x else NO_VALUE for x in values.values()],
+                     [depth[variable] for variable in values]))
+    if len({len(ids) for ids, *_ in rows}) != 1:
+        raise InputError(f"sentences of {[len(row[1]) for row in rows]} clauses: expected one number")
+    tokens, *asked = map(torch.tensor, zip(*rows))
     return Batch(tokens, *asked, torch.zeros_like(tokens))
 
 
@@ -423,7 +424,8 @@ if __name__ == "__main__":
         task = make_task(args.task, MAX_NAMES if args.sentence else max(26, args.n_clauses))
         texts = [args.sentence]
         if args.sentence is None:
-            texts = [decode(ids, task) for ids in sample(task, random_graphs(3, args.n_clauses)).tokens]
+            batch = sample(task, random_graphs(3, args.n_clauses))
+            texts = [decode(ids, task) for ids in batch.tokens]
         for text in texts:
             clauses = {clause[0]: write_clause(*clause) for clause in parse(text, task)}
             print(text)

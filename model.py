@@ -1,26 +1,28 @@
 """
-A compact Transformer encoder that predicts something at every token; below it its losses, and how
-to ask it.
+A compact Transformer encoder that predicts something at every token; below it its losses, a proof
+of what it has learned, and how to ask it.
 
-    tokens (B, T) -> embedding -> n_layer blocks, or one block n_layer times -> head -> (B, T, n_out)
+    tokens (B, T) -> embedding -> blocks, or one block again and again -> head -> (B, T, n_out)
 
 BERT is the untied model with vanilla attention and post-norm blocks, ALBERT the tied one: one block
 for all layers. The default of train.py is a tied block with LEGO attention. Between its loops it
-hands on beliefs: the probability of every value, at every token.
+hands on facts: the values that it is sure of, and nothing else.
 
-    loop 1    tokens + "nothing is known"  -> block -> head    a is +1
-    loop 2    tokens + beliefs of loop 1   -> block -> head    a is +1, b is -1
-    loop 3    tokens + beliefs of loop 2   -> block -> head    a is +1, b is -1, c is -1
+    loop 1    tokens                     -> block -> head    a is +1
+    loop 2    tokens, a is +1            -> block -> head    a is +1, b is -1
+    loop 3    tokens, a is +1, b is -1   -> block -> head    a is +1, b is -1, c is -1
 
-A loop starts from the tokens and the beliefs, and from nothing else. So errors in the state die with
-the loop, every loop has the same task, one link of the chain, and no gradient needs to cross loops.
+A loop starts from the tokens and the facts. So every loop has the same task, one link of the chain.
+What is not sure is not said, and association hears only those that know: so there is a finite
+number of cases that a clause can meet in a loop. `prove` tries them all; where all are right, every
+sentence is, of any length.
 
     python model.py "b=-a; a=+1; c=+b" [FOLDER]    ask a trained model, and draw how it answers
 
-The block is torch.nn.TransformerEncoderLayer's with GELU; sharing it is ALBERT's. Feeding
-predictions back comes from diffusion models (self-conditioning, arXiv 2208.04202); putting them in
-place of the state is ours. `config` is train.Config, which explains every dial used here, or any
-object with the same attributes.
+The block is torch.nn.TransformerEncoderLayer's with GELU; sharing it is ALBERT's. Handing on
+discrete predictions is also arXiv 2510.14095's, and a proof by trying all transitions of a learned
+algorithm 2402.11628's. That association hears only those that know is ours. `config` is
+train.Config, complete, which explains every dial used here, or any object with the same attributes.
 """
 import argparse
 import math
@@ -107,21 +109,22 @@ class Transformer(nn.Module):
     def embed(self, tokens):
         """What the first layer reads of the tokens (B, T): embeddings (B, T, C), and positions."""
         T, (n_rows, _) = tokens.size(1), self.token_embedding.weight.shape
-        if self.config.share_names:  # only association tells variables apart, and new names are read
+        if self.config.share_names:  # only association tells variables apart; new names are read
             tokens = tokens.clamp(max=n_rows - 1)
         x = self.token_embedding(tokens)
         if self.position_embedding is not None:
             n = self.position_embedding.num_embeddings
             if T > n:
-                raise lego.InputError(f"a sentence of {T} tokens: expected at most {n}, as in training")
+                raise lego.InputError(f"a sentence of {T} tokens: expected at most {n}")
             x = x + self.position_embedding.weight[:T]
         return self.norm_embedding(x)
 
     def layers(self, tokens, n_loops=None, facts=None, padding_mask=None, need_weights=False):
         """
-        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. A tied
-        model applies its block n_loops times. None: n_layer times, or with facts until a loop adds
-        none. `facts` (B, T): what is known before the first loop, as of `hand_on`; None: nothing.
+        Yields, layer by layer, the state (B, T, C) and the attention map (B, H, T, T) or None. A
+        tied model applies its block n_loops times. None: n_layer times, or with facts until a loop
+        adds none. `facts` (B, T): what is known before the first loop, as of `hand_on`; None:
+        nothing.
         """
         config, known = self.config, None
         embedded = self.embed(tokens)
@@ -181,8 +184,8 @@ class Transformer(nn.Module):
         """
         Starts from another model's weights {name: tensor}, whose token ids are the symbols `vocab`:
         each symbol of this model takes its row there and stays random if it has none. Positions are
-        cut to length. The head, and the embedding of its predictions, are taken if they mean the same
-        symbols. Torch's RuntimeError names what does not fit.
+        cut to length. The head, and the embedding of its predictions, are taken if they mean the
+        same symbols. Torch's RuntimeError names what does not fit.
         """
         here, there = self.state_dict(), dict(weights)
         same_symbols = all(a == b for a, b in zip(vocab, self.vocab))
@@ -202,14 +205,15 @@ class Transformer(nn.Module):
 
 
 def read_checkpoint(folder, device="cpu") -> dict:
-    """What a run has saved in its out_dir. Reading it runs no code. InputError if it can't be read."""
+    """What a run has saved in its out_dir. Reading it runs no code. InputError if it is damaged."""
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         raise lego.InputError(f"{path}: expected a run of train.py there")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # foreign bytes break a reader in countless ways
-        raise lego.InputError(f"{path}: expected a checkpoint of train.py ({str(error)[:99]!r})") from error
+        says = str(error).partition("\n")[0]
+        raise lego.InputError(f"{path}: expected a checkpoint of train.py ({says})") from error
 
 
 def load(folder) -> Transformer:
@@ -223,7 +227,7 @@ def load(folder) -> Transformer:
     return model.eval()
 
 
-# ---- losses: a batch asks for the `values` (B, n) at the `positions` (B, n) of its tokens (B, T) ----
+# ---- losses: a batch asks for the `values` (B, n) at the `positions` (B, n) of its tokens (B, T) -
 
 
 def logits_at(model, x, positions):
@@ -245,12 +249,12 @@ def loss_of(logits, values):
 
 def loss_of_one_loop(model, batch):
     """
-    The summed loss of one loop from what is known in a batch of `lego.reveal`, and the number of values
-    that it can tell.
+    The summed loss of one loop from what is known in a batch of `lego.reveal`, and the number of
+    values that it can tell.
 
     Where it can't, the model should say that it knows nothing: its prediction is pulled, with
-    unknown_weight, to equal probabilities, and this is part of the loss. Without it the model guesses,
-    and its guesses become facts.
+    unknown_weight, to equal probabilities, and this is part of the loss. Without it the model
+    guesses, and its guesses become facts.
     """
     (x, _), = model.layers(batch.tokens, 1, batch.facts)
     log_p = logits_at(model, x, batch.positions).log_softmax(-1)  # (B, n, n_out)
@@ -261,7 +265,7 @@ def loss_of_one_loop(model, batch):
     return loss.sum(), is_told.sum()
 
 
-# ---- a proof: all that a clause can meet in a loop -------------------------------------------------
+# ---- a proof: all that a clause can meet in a loop -----------------------------------------------
 
 
 KNOWS, DOUBTS = 0.95, 0.75  # SURE lies between, so that rounding does not matter
@@ -279,12 +283,12 @@ def can_be_proved(model) -> bool:
 def prove(model, task, all_of_it=True) -> dict:
     """
     Whether a trained model answers every sentence of the task rightly: any length, any graph, any
-    names. If n_wrong is 0, then after loop d every variable of depth d is known, nothing is ever said
-    that is not true, and what a sentence does not determine stays unsaid.
+    names. If n_wrong is 0, then after loop d every variable of depth d is known, nothing is ever
+    said that is not true, and what a sentence does not determine stays unsaid.
 
-    In one loop a place sees three tokens to either side, and through association what other places of
-    its token know. All of these say the same, so there are finitely many cases, see lego.cases, and
-    each is tried. Returns how many there are, and
+    In one loop a place sees three tokens to either side, and through association what other places
+    of its token know. All of these say the same, so there are finitely many cases, see lego.cases,
+    and each is tried. Returns how many there are, and
 
         n_wrong    how many are wrong, or right by less than the margins
         knows      the least probability of a value that has to be known: KNOWS or more
@@ -292,12 +296,12 @@ def prove(model, task, all_of_it=True) -> dict:
         example    a case that is wrong, in words
 
     SURE lies 0.05 and 0.15 inside of the margins: float32, bfloat16 or another machine round by far
-    less. A model that is changed, by quantisation say, is to be proved anew. all_of_it=False ends at
-    the first batch with a wrong case. InputError for a model that sees more than the cases show.
+    less. A model that is changed, by quantisation say, is to be proved anew. all_of_it=False ends
+    at the first batch with a wrong case. InputError for a model that sees more than the cases show.
     """
     if not can_be_proved(model):
-        raise lego.InputError("expected a tied model with chained LEGO attention over 7 positions that "
-                              "hands on facts: of another one the cases do not show all that it sees")
+        raise lego.InputError("expected a tied model with chained LEGO attention over 7 positions "
+                              "that hands on facts: of another the cases do not show all it sees")
     device = model.head.weight.device
     n, n_wrong, knows, doubts, example = 0, 0, 1.0, 0.0, ""
     for tokens, facts, position, value, must_know in lego.cases(task):
@@ -310,11 +314,11 @@ def prove(model, task, all_of_it=True) -> dict:
         knows, doubts = min([knows, *p_true[must_know].tolist()]), max(doubts, p_other.max().item())
         if n_wrong and not example:
             i = int(wrong.nonzero()[0])
-            known = sorted({f"{task.vocab[token]} is {task.values[fact - 1]}" for token, fact
-                            in zip(tokens[i].tolist(), facts[i].tolist()) if fact})
-            example = (f"in {lego.decode(tokens[i], task)} knowing that {', '.join(known) or 'nothing'} the "
-                       f"model gives {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} the "
-                       f"probability {p[i].max():.2f}")
+            known = {f"{task.vocab[token]} = {task.values[fact - 1]}"
+                     for token, fact in zip(tokens[i].tolist(), facts[i].tolist()) if fact}
+            example = (f"in {lego.decode(tokens[i], task)} knowing {' and '.join(known) or 'nothing'}, "
+                       f"it gives {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} "
+                       f"the probability {p[i].max():.2f}")
         if n_wrong and not all_of_it:
             break
     return dict(n_cases=n, n_wrong=n_wrong, knows=knows, doubts=doubts, example=example)
@@ -327,12 +331,12 @@ def in_words(proof) -> str:
     if proof["n_wrong"]:
         return (f"not proved: {proof['n_wrong']:,} of {proof['n_cases']:,} cases are wrong; "
                 f"{proof['example']}")
-    return (f"proved: all {proof['n_cases']:,} cases that a clause can meet are right, so every sentence is, "
-            f"of any length and shape (what it has to know has a probability of {proof['knows']:.3f} or "
-            f"more, what it can't know or is not so {proof['doubts']:.3f} or less)")
+    return (f"proved: all {proof['n_cases']:,} cases that a clause can meet are right, so every "
+            "sentence is, of any length and shape (what it has to know has a probability of "
+            f"{proof['knows']:.3f} or more, what it can't know or is not so {proof['doubts']:.3f} or less)")
 
 
-# ---- asking a trained model: python model.py "b=-a; a=+1; c=+b" ------------------------------------
+# ---- asking a trained model: python model.py "b=-a; a=+1; c=+b" ----------------------------------
 
 
 def task_of(model):
@@ -344,28 +348,24 @@ def task_of(model):
 @torch.no_grad()
 def answer(model, text, task, n_shown=40):
     """
-    Prints, for every variable by depth, what the model says, how sure it is, and the truth; of a long
-    sentence the mistakes alone. Returns the batch of this sentence, and the values that the model is
-    sure of after each loop, (L, n), -1 where it is of none.
+    Prints, for every variable by depth, what the model says, how sure it is, and the truth; of a
+    long sentence the mistakes alone. Returns the batch of this sentence, and the values that the
+    model is sure of after each loop, (L, n), -1 where it is of none.
     """
-    batch = lego.batch_of([text], task)
-    states = model.layers(batch.tokens.to(model.head.weight.device))
-    positions = batch.positions.to(model.head.weight.device)
-    p = torch.cat([logits_at(model, x, positions) for x, _ in states]).softmax(-1).cpu()  # (L, n, n_out)
-    sure, said = p.max(-1)
-    known = torch.where(sure > SURE, said, -1)
-    loops = torch.arange(1, len(p) + 1)[:, None]
-    since = 1 + ((known != known[-1]) * loops).amax(0)  # after the last loop that says something else
-    right = torch.where(batch.values[0] < 0, known[-1] < 0, said[-1] == batch.values[0])
+    batch = lego.batch_of([text], task).to(model.head.weight.device)
+    logits = [logits_at(model, x, batch.positions) for x, _ in model.layers(batch.tokens)]
+    sure, said = torch.cat(logits).softmax(-1).cpu().max(-1)  # (L, n)
+    batch, known = batch.to("cpu"), torch.where(sure > SURE, said, -1).cpu()
+    truth = batch.values[0]
+    right = torch.where(truth == lego.NO_VALUE, known[-1] < 0, said[-1] == truth)
     print(text)
     for i, (variable, value) in enumerate(lego.solve(text, task).items()):
-        if len(right) > n_shown and right[i]:
-            continue
-        line = f"{variable:>6}   model {task.values[said[-1, i]]:<4} probability {sure[-1, i]:.4f}   "
-        line += f"truth {value or 'not determined':<4}"
-        if known[-1, i] >= 0:
-            line += f"   sure from loop {since[i]} on"
-        print(line + "   wrong" * (not right[i]))
+        since = 1 + int(max((known[:, i] != known[-1, i]).nonzero(), default=-1)) + 1
+        line = f"{variable:>6}   model {task.values[said[-1, i]]:<4} "
+        line += f"probability {sure[-1, i]:.4f}   truth {value or 'not determined'}"
+        line += f"   sure from loop {since} on" * (known[-1, i] >= 0).item()
+        if len(right) <= n_shown or not right[i]:
+            print(line + "   wrong" * (not right[i]))
     print(f"{right.sum()} of {len(right)} right")
     return batch, known
 
@@ -375,30 +375,31 @@ def draw_answer(text, task, batch, known):
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    clauses = {clause[0]: clause for clause in lego.parse(text, task)}
-    columns = {variable: i for i, variable in enumerate(lego.solve(text, task), 1)}
-    (n_loops, n), truth, depths = known.shape, batch.values[0], batch.depths[0]
-    kind = torch.where(known < 0, 0, torch.where(known == truth, 1, 2))  # nothing, right, wrong
-    figure = Figure(figsize=(min(16, 3 + 0.6 * n), min(9, 2 + 0.4 * n_loops)), layout="constrained")
+    (L, n), truth, depths = known.shape, batch.values[0], batch.depths[0]
+    loops = torch.arange(1, L + 1)[:, None]
+    due = (loops >= depths) & (truth >= 0)
+    cells = (known >= 0) * (1 + (known != truth).long())  # (L, n): 0 nothing, 1 right, 2 wrong
+    title = "Blue is right, orange is wrong"
+    if torch.equal(cells, due.long()):
+        title = "Every loop follows one more link"
+    figure = Figure(figsize=(min(16, 3 + 0.6 * n), min(9, 2 + 0.4 * L)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(kind, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2,
-                aspect="auto", extent=(0.5, n + 0.5, n_loops + 0.5, 0.5), alpha=0.85)
-    for variable, i in columns.items():
-        _, _, argument = clauses[variable]
-        if argument in columns and depths[i - 1] > 1:  # the link that this loop has followed
-            axes.plot([columns[argument], i], [depths[i - 1] - 1, depths[i - 1]], color="black",
-                      linewidth=0.8)
-        for loop in range(n_loops if n <= 26 else 0):
-            if kind[loop, i - 1]:
-                axes.text(i, loop + 1, task.values[known[loop, i - 1]], color="white", ha="center",
-                          va="center")
-    loop_is_depth = bool((kind == (torch.arange(1, n_loops + 1)[:, None] >= depths) * (truth >= 0)).all())
-    axes.set(title="Every loop follows one more link, and says nothing that is not known" * loop_is_depth
-             or "Blue: right, orange: wrong, white: the model is not sure", ylabel="after loop",
-             xlabel="variable, by depth; a line leads from its argument")
-    if n <= 26:
+    axes.imshow(cells, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2,
+                aspect="auto", extent=(0.5, n + 0.5, L + 0.5, 0.5))
+    axes.set(title=title, ylabel="after loop",
+             xlabel="variable, by depth; a line leads from its argument; white: not known")
+    clauses = {variable: (variable, *others) for variable, *others in lego.parse(text, task)}
+    columns = list(lego.solve(text, task))
+    for i, variable in enumerate(columns):
+        argument = clauses[variable][2]
+        if depths[i] > 1:
+            axes.plot([1 + columns.index(argument), 1 + i], [depths[i] - 1, depths[i]], "#E69F00")
+    if n <= 30:
         labels = [lego.write_clause(*clauses[variable]) for variable in columns]
-        axes.set_xticks(range(1, n + 1), labels, rotation=90 * (n > 12))
+        axes.set_xticks(range(1, n + 1), labels, rotation=90)
+        for loop, i in known.ge(0).nonzero().tolist():
+            axes.text(1 + i, 1 + loop, task.values[known[loop, i]], color="white", ha="center",
+                      va="center")
     return figure
 
 

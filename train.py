@@ -19,13 +19,14 @@ One step of the default:
               + elsewhere, how far the prediction is from equal probabilities: "I don't know"
     one backward pass through this one loop, one step of the optimizers
 
-So it learns one rule, a link of a chain, from every stage of an answer, and no gradient crosses loops.
-In the test the model is on its own: it loops from no fact at all, and hands on what it is sure of,
-until a loop adds nothing. The variables without a label are asked for in the test alone. Models
-without facts, such as BERT, make all their layers in one step and have a loss after the last.
+So it learns one rule, a link of a chain, from every stage of an answer, and no gradient crosses
+loops. In the test the model is on its own: it loops from no fact at all, and hands on what it is
+sure of, until a loop adds nothing. The variables without a label are asked for in the test alone.
+Models without facts, such as BERT, make all their layers in one step and have a loss after the
+last.
 
-Writes checkpoint.pt and history.json into out_dir at every evaluation, and accuracy.png at the end. An
-experiment with other sentences, another loss or another test hands its own to `train`: see
+Writes checkpoint.pt and history.json into out_dir at every evaluation, and accuracy.png at the end.
+An experiment with other sentences, another loss or another test hands its own to `train`: see
 figures/mimic.py.
 """
 import argparse
@@ -51,8 +52,8 @@ from tqdm import tqdm
 
 import lego
 from lego import InputError
-from model import (Transformer, answer, can_be_proved, in_words, loss_of, loss_of_one_loop, predict, prove,
-                   read_checkpoint, task_of)
+from model import (Transformer, answer, can_be_proved, in_words, loss_of, loss_of_one_loop, predict,
+                   prove, read_checkpoint, task_of)
 
 
 # ---- the dials -----------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class Config:
     chained: bool = True  # lego, hybrid: convolution after association; False: beside it
     # optimisation
     batch_size: int = 32  # sentences per step
-    unknown_weight: float = 0.2  # facts: of the loss where the model should say that it knows nothing
+    unknown_weight: float = 0.2  # facts: of the loss where it should say that it knows nothing
     max_steps: int = 300
     stop_at: float | None = None  # stop at this accuracy, mean of 5 evaluations; None: when proved
     lr: float | None = None  # AdamW
@@ -104,7 +105,7 @@ class Config:
     compile: bool = False  # torch.compile the blocks
 
     def complete(self):
-        """These dials with those that are None filled in. InputError for the first that does not fit."""
+        """These dials, those that are None filled in. InputError for the first that does not fit."""
         for field in fields(self):
             if not fits(getattr(self, field.name), field.type):
                 raise InputError(f"{field.name}={getattr(self, field.name)}: expected "
@@ -114,11 +115,12 @@ class Config:
                        **FOLLOWS_ATTENTION.get(self.attention, FOLLOWS_ATTENTION["vanilla"]))
         dials = {name: x for name, x in follows.items() if getattr(self, name) is None}
         c = replace(self, **dials, n_names=max(self.n_names, self.n_clauses))
-        for name in ("n_layer", "n_embd", "n_head", "batch_size", "max_steps", "eval_every", "eval_size"):
+        for name in ("n_supervised", "n_layer", "n_embd", "n_head", "batch_size", "max_steps",
+                     "eval_every", "eval_size"):
             if getattr(c, name) < 1:
                 raise InputError(f"{name}={getattr(c, name)}: expected at least 1")
-        if not 1 <= c.n_supervised <= c.n_clauses:
-            raise InputError(f"n_supervised={c.n_supervised}: expected 1 to n_clauses={c.n_clauses}")
+        if c.n_supervised > c.n_clauses:
+            raise InputError(f"n_supervised={n}: expected at most n_clauses={c.n_clauses}")
         if c.facts and not c.tied:
             raise InputError("facts=True: expected False for untied layers")
         if c.attention != "lego" and c.n_embd % c.n_head:
@@ -142,13 +144,14 @@ FOLLOWS_ATTENTION = {  # dials that are None take these; any other attention is 
 }
 PRESETS = {  # other dials on the command line override these
     # A compact pre-norm BERT, ALBERT with --tied=True: learns in 4 minutes on a CPU
-    "vanilla": dict(attention="vanilla", tied=False, n_clauses=6, n_supervised=6, n_names=6, n_layer=3,
-                    muon_lr=4e-3, ema=0.95, batch_size=128, warmup_steps=100, schedule="constant",
-                    max_steps=4000, stop_at=0.999, eval_every=50, eval_size=500),
+    "vanilla": dict(attention="vanilla", tied=False, n_clauses=6, n_supervised=6, n_names=6,
+                    n_layer=3, muon_lr=4e-3, ema=0.95, batch_size=128, warmup_steps=100,
+                    schedule="constant", max_steps=4000, stop_at=0.999, eval_every=50,
+                    eval_size=500),
 }
 
 
-# ---- sentences: a function of the seed and the step, so a run can be resumed anywhere -----------------
+# ---- sentences: a function of the seed and the step, so a run can be resumed anywhere ------------
 
 
 def seed_of(config, purpose, step=0) -> int:
@@ -161,7 +164,7 @@ def make_generator(config, purpose, step=0, device="cpu") -> torch.Generator:
 
 
 def draw_sentences(config, size, step, device) -> lego.Batch:
-    """Training sentences: chains, asked about the labelled variables; with facts, some are known."""
+    """Training sentences: chains, asked about the labelled variables; with facts some are known."""
     task = lego.make_task(config.task, config.n_names)
     generator = make_generator(config, "sentences", step, device)
     graphs = lego.random_graphs(size, config.n_clauses, 0.0, generator)  # chains
@@ -202,7 +205,8 @@ def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
     optimizers = [torch.optim.AdamW(others, config.lr, betas=(0.9, config.beta2),
                                     weight_decay=config.weight_decay)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(torch.optim.Muon(matrices, config.muon_lr,
+                                           weight_decay=config.weight_decay))
     return optimizers
 
 
@@ -240,26 +244,27 @@ def train(config, model=None, draw=draw_sentences, loss_fn=loss_of_step, evaluat
     Trains a model and returns the history of its run, which history.json keeps:
 
         config, n_parameters, hardware, torch    what ran, and where
-        step, loss, test_loss, accuracy          one entry per evaluation: steps so far, mean training
-                                                 loss since the last one in nats per label, and what
-                                                 `evaluate` finds
+        step, loss, test_loss, accuracy          one entry per evaluation: steps so far, mean
+                                                 training loss since the last one in nats per label,
+                                                 and what `evaluate` finds
         seconds                                  spent on training so far, evaluation not counted
-        proof                                    of the model that it ends with, see model.Proof, or None
+        proof                                    what model.prove found last, or None
 
-    A given model is trained in place, and ends with the averaged weights; without one, model.load has
-    it from out_dir. resume continues the run in config.out_dir. An experiment gives its own sentences,
-    draw(config, size, step, device) -> Batch; its loss, loss_fn(model, batch) -> (sum, number of
-    labels); or its test, evaluate(model, config, step) -> (loss, list of accuracies). InputError for dials that do not fit, and where a loss or a weight is not finite: then
-    the last checkpoint stays.
+    A given model is trained in place, and ends with the averaged weights; without one, model.load
+    has it from out_dir. resume continues the run in config.out_dir. An experiment gives its own
+    sentences, draw(config, size, step, device) -> Batch; its loss, loss_fn(model, batch) -> (sum,
+    number of labels); or its test, evaluate(model, config, step) -> (loss, list of accuracies).
+    InputError for dials that do not fit, and where a loss or a weight is not finite: then the last
+    checkpoint stays.
     """
     config = config.complete()
     device = pick_device(config.device)
     model = (make_model(config) if model is None else model).to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)).eval()
     optimizers = make_optimizers(model, config)
-    history = dict(config=asdict(config), n_parameters=model.n_parameters(), hardware=hardware(device),
-                   torch=str(torch.__version__), step=[], loss=[], test_loss=[], accuracy=[], seconds=[],
-                   proof=None)
+    history = dict(config=asdict(config), n_parameters=model.n_parameters(), torch=str(torch.__version__),
+                   hardware=hardware(device), step=[], loss=[], test_loss=[], accuracy=[],
+                   seconds=[], proof=None)
     run, losses = dict(step=0, seconds=0.0, loss=None), []
     if resume:
         run = restore(config, model, averaged, optimizers, history, device)
@@ -273,13 +278,18 @@ def train(config, model=None, draw=draw_sentences, loss_fn=loss_of_step, evaluat
         # evaluate, with the clock stopped; what could be lost by it is saved before
         if evaluates_at(step, history):
             if losses:
-                run["loss"] = mean_loss(model, losses, config)
+                total, n = torch.stack(losses).sum(0).tolist()
+                check_finite(total, *model.parameters())
+                run["loss"] = total / max(n, 1)
             run |= dict(step=step, seconds=run["seconds"] + time.perf_counter() - clock)
             save(config, model, averaged, optimizers, history, run)
             with autocast:
                 test_loss, accuracy = of_first_rank(evaluate(averaged.module, config, step))
-            note(history, run, test_loss, accuracy)
-            history["proof"] = proof_of(averaged.module, config, accuracy)
+            check_finite(test_loss)
+            for column, x in dict(run, test_loss=test_loss, accuracy=accuracy).items():
+                history[column].append(x)
+            if config.stop_at is None and min(accuracy, default=0) >= 0.999:
+                history["proof"] = proof_of(averaged.module, config)
             bar.write(report(history))
             losses, clock = [], time.perf_counter()
         if step == config.max_steps or is_done(history):
@@ -315,45 +325,40 @@ def evaluates_at(step, history) -> bool:
     return is_time and step not in history["step"]
 
 
-def proof_of(model, config, accuracy) -> dict | None:
-    """What `prove` finds of a model that has made no mistake; None: it is not proved, or can't be."""
-    if config.stop_at is not None or min(accuracy, default=0) < 0.999 or not can_be_proved(model):
+def proof_of(model, config, all_of_it=False) -> dict | None:
+    """
+    What `prove` finds; None for a model that it refuses, and where it takes too long: 12 values
+    have 300,000 cases, 24 four million.
+    """
+    task = lego.make_task(config.task)
+    if not can_be_proved(model) or len(task.values) > 12:
         return None
-    proof = prove(model, lego.make_task(config.task), all_of_it=False)
-    return None if proof["n_wrong"] else proof
+    return prove(model, task, all_of_it)
+
+
+def is_proved(history) -> bool:
+    return history["proof"] is not None and history["proof"]["n_wrong"] == 0
 
 
 def is_done(history, n_evaluations=5) -> bool:
     """Proved, or every variable at stop_at or better over the last evaluations together."""
     stop_at, last = history["config"]["stop_at"], history["accuracy"][-n_evaluations:]
     if stop_at is None:
-        return history["proof"] is not None
+        return is_proved(history)
     return 0 < stop_at and len(last) == n_evaluations and min(np.mean(last, 0)) >= stop_at
 
 
-def mean_loss(model, losses, config) -> float:
-    """Per label, of steps (sum, number of labels). InputError if it or a weight is not finite."""
-    total, n = torch.stack(losses).sum(0).tolist()
-    if not math.isfinite(total) or not all(p.isfinite().all() for p in model.parameters()):
-        raise InputError(f"the training loss or a weight is not finite: try a smaller lr={config.lr} or "
-                         f"muon_lr={config.muon_lr}; the last checkpoint stays")
-    return total / max(n, 1)
-
-
-def note(history, run, test_loss, accuracy):
-    """Adds the row of an evaluation to the history. InputError if its loss is not finite."""
-    if not math.isfinite(test_loss):
-        raise InputError(f"the test loss at step {run['step']} is {test_loss}, expected a number")
-    row = dict(step=run["step"], loss=run["loss"], test_loss=test_loss, accuracy=accuracy,
-               seconds=run["seconds"])
-    for column, x in row.items():
-        history[column].append(x)
+def check_finite(*numbers):
+    """InputError unless all of these numbers and tensors are finite: what is saved stays."""
+    if not all(torch.as_tensor(x).isfinite().all() for x in numbers):
+        raise InputError("a loss or a weight is not finite: try a smaller lr or muon_lr; the last "
+                         "checkpoint stays")
 
 
 def save(config, model, averaged, optimizers, history, run):
     """
-    model.load reads config, vocab and model, `restore` all. A file is the old one or the new one. At
-    step 0 the files of the run before are worth more.
+    model.load reads config, vocab and model, `restore` all. A file is the old one or the new one.
+    At step 0 the files of the run before are worth more.
     """
     if not config.out_dir or RANK > 0 or run["step"] == 0:
         return
@@ -376,7 +381,8 @@ def restore(config, model, averaged, optimizers, history, device):
     averaged.n_averaged.fill_(saved["run"]["step"])
     for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
-    history |= {key: x for key, x in saved["history"].items() if isinstance(x, list) or key == "proof"}
+    history |= {key: x for key, x in saved["history"].items()
+                if isinstance(x, list) or key == "proof"}
     return saved["run"]
 
 
@@ -389,7 +395,7 @@ def pick_device(name) -> torch.device:
         raise InputError(f"device={name}: expected auto, cpu, or a GPU of this machine") from error
 
 
-# ---- several processes, by torchrun: each takes its rows of the same batch -------------------------
+# ---- several processes, by torchrun: each takes its rows of the same batch -----------------------
 
 
 RANK, N_RANKS = 0, 1
@@ -421,8 +427,10 @@ def of_first_rank(x):
 def hardware(device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     n = torch.get_num_threads()
-    return f"{n} CPU thread{'s' * (n > 1)}, {platform.machine()}" if device.type == "cpu" else device.type
+    return f"{n} CPU thread{'s' * (n > 1)}, {platform.machine()}"
 
 
 def report(history) -> str:
@@ -449,7 +457,8 @@ def draw_accuracy(axes, histories):
                   + ", unlabelled" * (not is_labelled), linestyle="-" if is_labelled else "--")
         axes.fill_between(steps, runs[:, i].min(0), runs[:, i].max(0), color=color, alpha=0.08)
     axes.axhline(chance, color="gray", linestyle=":", label=f"chance, {chance:.3g}%")
-    axes.set(xlabel=f"training steps, of {c['batch_size']} sentences each", ylabel="test accuracy (%)")
+    axes.set(xlabel=f"training steps, of {c['batch_size']} sentences each",
+             ylabel="test accuracy (%)")
     axes.legend(title="variable, in chain order", loc="center left", bbox_to_anchor=(1.01, 0.5),
                 frameon=False, fontsize=9)
 
@@ -461,8 +470,8 @@ def plot(history, path):
     c = history["config"]
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     figure.suptitle(f"LEGO {c['task']}, {c['attention']} attention, {history['n_parameters']:,} "
-                    f"parameters: {history['seconds'][-1]:.1f} s of training on {history['hardware']}"
-                    + ", then proved" * (history["proof"] is not None), fontsize=11)
+                    f"parameters: {history['seconds'][-1]:.1f} s on {history['hardware']}"
+                    + ", then proved" * is_proved(history), fontsize=11)
     draw_accuracy(figure.subplots(), [history])
     figure.savefig(path, dpi=150)
 
@@ -470,7 +479,7 @@ def plot(history, path):
 # ---- the command line ----------------------------------------------------------------------------
 
 
-RESUME_MAY_CHANGE = ("max_steps", "stop_at", "schedule", "eval_every", "out_dir", "device", "compile")
+MAY_CHANGE = "max_steps", "stop_at", "schedule", "eval_every", "out_dir", "device", "compile"
 
 
 def literal(text):
@@ -502,11 +511,12 @@ def parse(kind=Config, **preset):
     dials, resume = {**preset, **PRESETS.get(given.pop("preset"), {})}, given.pop("resume")
     try:
         if resume:
-            dials = read_checkpoint(given.get("out_dir", dials.get("out_dir", Config.out_dir)))["config"]
-            for name in given.keys() - {*RESUME_MAY_CHANGE}:
+            folder = given.get("out_dir", dials.get("out_dir", Config.out_dir))
+            dials = read_checkpoint(folder)["config"]
+            for name in given.keys() - {*MAY_CHANGE}:
                 if given[name] != dials[name]:
-                    raise InputError(f"{name}={given[name]}: expected {dials[name]}, as in the run to "
-                                     f"resume; only {', '.join(RESUME_MAY_CHANGE)} may change")
+                    raise InputError(f"{name}={given[name]}: expected {dials[name]}, as in the run "
+                                     f"to resume; only {', '.join(MAY_CHANGE)} may change")
         config = kind(**dials | given)
         completed = config.complete()
         pick_device(config.device)
@@ -530,7 +540,8 @@ def run(config, resume=False, **hooks):
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"stopped; --resume --out_dir={config.out_dir} goes on from the last evaluation", file=sys.stderr)
+        print(f"stopped; --resume --out_dir={config.out_dir} goes on from the last evaluation",
+              file=sys.stderr)
         sys.exit(130)
 
 
@@ -538,20 +549,17 @@ if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)  # of a notebook that has started this
     config, resume = parse()
     model = make_model(config)
-    print(f"{model.n_parameters():,} parameters; the accuracies are those of every variable by depth, in %, "
-          "labelled | unlabelled")
+    print(f"{model.n_parameters():,} parameters; accuracies of every variable by depth, in %, labelled | "
+          "unlabelled")
     history = run(config, resume, model=model)
     if RANK == 0:
         if config.out_dir:
             plot(history, Path(config.out_dir) / "accuracy.png")
         batch, task = draw_test(config, 1, make_generator(config, "example")), task_of(model)
         answer(model.cpu(), lego.decode(batch.tokens[0], task), task)
-        proof = history["proof"]
-        if proof is None and can_be_proved(model):
-            proof = prove(model, task)
         print(f"""
 steps: {history["step"][-1]}
 seconds: {history["seconds"][-1]:.1f}
 test_accuracy: {min(history["accuracy"][-1]):.4f} of the worst variable
 out_dir: {config.out_dir}
-{in_words(proof)}""")
+{in_words(proof_of(model, config, all_of_it=True))}""")
