@@ -70,7 +70,7 @@ class Config:
     init_from: str = ""  # start from the weights of another run of this shape: its out_dir
     attention: Literal["lego", "vanilla", "hybrid"] = "lego"  # hybrid: half vanilla, half LEGO
     tied: bool = True  # one block for all layers (ALBERT); False: a block for each (BERT)
-    n_layer: int | None = None  # blocks, or loops of the one block; None: n_supervised + 3
+    n_layer: int | None = None  # blocks; tied: loops of the one block; facts: as many as it takes
     facts: bool | None = None  # tied: a loop hands on what it is sure of; False: its whole state
     n_embd: int = 64  # width C
     norm: Literal["first", "last", "both"] | None = None  # last: BERT's; both: of the state, too
