@@ -1,92 +1,56 @@
 """
 After which layer can the value of each variable be read at its own left-hand side?
 
-Claim (of third parties, on the paper's models): tied Transformers resolve the variables one after another over their
-depth, untied ones less so.
+Claim (of third parties, on the paper's models): tied Transformers resolve the variables one after
+another over their depth, untied ones less so.
 
-    python -m figures.flow              24 runs, 15 with a changed value, 6 of mimicking to begin from: an hour
+    python -m figures.flow              15 runs, after mimicking: half an hour on 2 cores
 
-6 clauses, all labelled, 6 layers or loops, width 64, 3 seeds: vanilla attention untied and tied, LEGO attention chained
-and parallel; each trained on whole chains of 2 to 6 clauses, and on chains beside a second one of up to 2 clauses,
-where counting signs does not help. Vanilla attention begins from mimicking there: from random weights it stays with two
-variables. Probes: ridge regression in closed form on 2,000 new sentences per layer and variable. flow.patch.json has 15
-runs in which a value is changed after a layer, to see whose answers change with it; there vanilla attention begins from
-mimicking on whole chains, too.
+6 clauses, all labelled, 6 layers or loops, 3 seeds each: vanilla attention, begun from mimicking,
+on whole chains of 2 to 6 clauses, or on chains beside a second one of up to 2 clauses, where
+counting signs does not help; untied LEGO attention on the latter; the default of train.py, until it
+is proved. Probes: ridge regression in closed form on 2,000 new sentences, tested on as many others.
+Then a value is changed after a layer, to see whose answers change with it.
 """
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from figures import generalisation, runner, show
 import lego
 import train
-from attention import make_plan
-
-NAME = "flow"
-SEEDS = range(3)
-UNTIED_LEGO = dict(tied=False, branch=0.0, batch_size=128, eval_size=500, schedule="constant")
-MODELS = {
-    "vanilla, untied": train.PRESETS["vanilla"],
-    "vanilla, tied": dict(train.PRESETS["vanilla"], tied=True),
-    "LEGO, chained": UNTIED_LEGO,
-    "LEGO, parallel": dict(UNTIED_LEGO, chained=False),
-}
-SENTENCES = {  # what is trained on, never more than 6 clauses; what is asked for in a test is whole chains of 6
-    "whole": dict(min_clauses=2),
-    "beside": dict(min_clauses=3, n_distractor=2),
-}
-SHOWN = {"vanilla, untied; whole, from mimicking": "vanilla attention, whole chains:\nit may count",
-         "vanilla, untied; beside": "vanilla attention, second chains:\nit must follow"}
-CHANGED = {"vanilla, untied; beside": "vanilla attention,\nvariable 1 changed", "LEGO, chained; beside":
-           "LEGO attention,\nvariable 1 changed"}
-
-
-def beginning(model, seed):
-    """The mimicking that vanilla attention begins from; without it second chains leave it at two variables."""
-    return generalisation.mimicking(model.removeprefix("vanilla, "), seed, 6).out_dir
-
-
-def config_of(model, kind, seed, **more):
-    """6 clauses, all labelled, for 6 layers, or a block with 6 loops."""
-    is_lego = "LEGO" in model
-    return train.Config(**{**MODELS[model], **SENTENCES[kind], "n_clauses": 6, "n_supervised": 6, "n_names": 6,
-                           "n_layer": 6, "stop_at": 0.0, "max_steps": 400 if is_lego and kind == "whole" else 1600,
-                           "eval_every": 200 if is_lego else 400, "out_dir": "", "seed": seed,
-                           "init_from": "" if is_lego or kind == "whole" else beginning(model, seed), **more})
-
-
-def groups():
-    """{label: [config of every seed]}, every model on both kinds of sentences."""
-    return {f"{model}; {kind}": [config_of(model, kind, seed) for seed in SEEDS]
-            for kind in SENTENCES for model in MODELS}
+from figures import mimic, runs, show
+from figures.varied import Varied, draw, vanilla
+from model import logits_at
 
 
 def states_of(model, batch):
     """The states (L, B, n, C) at the positions of a batch, after every layer."""
     at = batch.positions[..., None].expand(-1, -1, model.config.n_embd)
-    return torch.stack([x.gather(1, at) for x, _ in model.layers(batch.tokens)])
+    layers = model.layers(batch.tokens, model.config.n_layer)
+    return torch.stack([x.gather(1, at) for x, _ in layers])
 
 
 @torch.no_grad()
 def read_out(model, config, size=2000, ridge=1e-6):
     """
-    How well every variable's value can be read from the state at its own left-hand side after every layer: a linear
-    probe for each pair of layer and variable, fitted on `size` fresh sentences and measured on as many others.
+    How well every variable's value can be read from the state at its own left-hand side after every
+    layer: a linear probe for each pair of layer and variable, fitted on `size` fresh sentences and
+    measured on as many others.
 
-    Returns {"true": [layer][variable], "shuffled": the same for labels that belong to other sentences}: accuracies. The
-    fit is the closed form of ridge regression on one-hot values, the likeliest value the answer.
+    Returns {"true": [layer][variable], "shuffled": the same for labels of other sentences}, which
+    are accuracies. The fit is the closed form of ridge regression on one-hot values.
     """
-    task, generator = train.make_task(config), torch.Generator().manual_seed(2**31)
-    halves = [lego.sample(task, size, config.n_clauses, generator) for _ in range(2)]  # to fit, to measure
-    device = train.pick_device(config.device)  # the fit stays on the CPU, which has float64
-    states = [states_of(model, lego.Batch(*(x.to(device) for x in half))).cpu() for half in halves]
-    x, x_test = (F.pad(s.double(), (0, 1), value=1.0).transpose(1, 2) for s in states)  # (L, n, B, C + 1), a bias
+    generator, device = torch.Generator().manual_seed(2**31), train.pick_device(config.device)
+    halves = [train.draw_test(config, size, generator) for _ in range(2)]  # to fit, to measure
+    states = [states_of(model, half.to(device)).cpu() for half in halves]  # a CPU has float64
+    x, x_test = (F.pad(s.double(), (0, 1), value=1.0).transpose(1, 2) for s in states)  # a bias
     gram = x.mT @ x + ridge * size * torch.eye(x.size(-1))  # (L, n, C + 1, C + 1)
-    accuracy = {}
-    for name, rows in (("true", torch.arange(size)), ("shuffled", torch.randperm(size, generator=generator))):
-        y, y_test = (F.one_hot(half.values[rows], len(task.values)).double().transpose(0, 1) for half in halves)
-        weight = torch.linalg.solve(gram, x.mT @ y)  # (L, n, C + 1, |X|)
-        right = (x_test @ weight).argmax(-1) == y_test.argmax(-1)  # (L, n, B)
+    n_values, accuracy = len(lego.make_task(config.task).values), {}
+    in_order, shuffled = torch.arange(size), torch.randperm(size, generator=generator)
+    for name, rows in ("true", in_order), ("shuffled", shuffled):
+        values, asked = (half.values[rows].T for half in halves)  # (n, B)
+        weight = torch.linalg.solve(gram, x.mT @ F.one_hot(values, n_values).double())
+        right = (x_test @ weight).argmax(-1) == asked  # (L, n, B)
         accuracy[name] = right.double().mean(-1).tolist()
     return accuracy
 
@@ -94,117 +58,112 @@ def read_out(model, config, size=2000, ridge=1e-6):
 @torch.no_grad()
 def patch(model, config, size=200):
     """
-    What a value does once it is known. Of two sentences that differ in the sign of the first clause, so in every value,
-    what the model has after a layer at one left-hand side, its state or what a loop hands on, is put from the second
-    into the first: [layer][variable put in][variable asked in the end], the share of answers that are the second's.
+    What a value does once it is known. Of two sentences that differ in the sign of the first
+    clause, so in every value, the state after a layer at one left-hand side, and with it the fact
+    that a loop hands on there, is put from the second into the first. Returns [layer][variable put
+    in][variable asked in the end], the share of answers that are the second's.
     """
-    task, generator = train.make_task(config), torch.Generator().manual_seed(2**31 + 1)
-    device = model.head.weight.device
-    batch = lego.Batch(*(x.to(device) for x in lego.sample(task, size, config.n_clauses, generator)))
-    signs, other = batch.positions[:, :1] + 2, batch.tokens.clone()  # b = - a ;
-    other.scatter_(1, signs, sum(map(task.vocab.index, task.operations)) - batch.tokens.gather(1, signs))
-    states, others = ([x for x, _ in model.layers(tokens, config.n_layer)] for tokens in (batch.tokens, other))
-    hand_on = (lambda x: x) if config.carry == "none" else model.hand_on
-    plan, flips = make_plan(batch.tokens), []
-    for layer in range(config.n_layer):
-        flips.append([])
-        for position in batch.positions.T[..., None, None]:  # (B, 1, 1)
-            x, y = hand_on(states[layer]), hand_on(others[layer])  # (B, T, C) or the beliefs
-            at = position.expand(-1, 1, x.size(-1))
-            x = x.scatter(1, at, y.gather(1, at))
-            for later in range(layer + 1, config.n_layer):
-                if config.carry == "none":
-                    x = F.layer_norm(x, x.shape[-1:]) if config.positions == "none" else x
-                    x, _ = model.blocks[0 if config.tied else later](x, batch.tokens, None, plan)
-                else:
-                    (state, _), = model.layers(batch.tokens, 1, x)
-                    x = hand_on(state)
-            answers = (x if config.carry == "beliefs" else model.to_logits(x)).argmax(-1).gather(1, batch.positions)
-            flips[-1].append((answers != batch.values).float().mean(0).tolist())
-    return flips
-
-
-def patched():
-    """{label: [config of every seed]} of flow.patch.json: models that follow the chain, and one that may count."""
-    default = dict(n_clauses=6, n_supervised=6, n_names=6, eval_every=150, out_dir="")
-    begun = {f"{model}; whole, from mimicking": [config_of(model, "whole", seed, init_from=beginning(model, seed))
-                                                 for seed in SEEDS] for model in ("vanilla, untied", "vanilla, tied")}
-    return {"default": [train.Config(**default, seed=seed) for seed in SEEDS],
-            **{label: groups()[label] for label in ("LEGO, chained; beside", "vanilla, untied; beside")},
-            **begun}
-
-
-def train_and_patch(config):
-    model = train.make_model(config)
-    return train.train(config, model, read_out) | dict(patch=patch(model, config))
+    task, generator = lego.make_task(config.task), torch.Generator().manual_seed(2**31 + 1)
+    batch = train.draw_test(config, size, generator).to(model.head.weight.device)
+    signs, both = batch.positions[:, :1] + 2, sum(map(task.vocab.index, task.operations))
+    other = batch.tokens.scatter(1, signs, both - batch.tokens.gather(1, signs))  # b = - a ;
+    others = [x for x, _ in model.layers(other, config.n_layer)]
+    rows, flips = torch.arange(size), np.zeros((config.n_layer, config.n_clauses, config.n_clauses))
+    for layer, variable in np.ndindex(flips.shape[:2]):
+        at = batch.positions[:, variable]  # (B,)
+        for i, (x, _) in enumerate(model.layers(batch.tokens, config.n_layer)):
+            if i == layer:
+                x[rows, at] = others[layer][rows, at]  # in place: the next layer reads it
+        answers = logits_at(model, x, batch.positions).argmax(-1)  # (B, n)
+        flips[layer, variable] = (answers != batch.values).float().mean(0).cpu()
+    return flips.tolist()
 
 
 def run(config):
-    return train.train(config, look=read_out)
+    """The history of a run, with what `read_out` and `patch` find in the end."""
+    model = train.make_model(config)
+    history = train.train(config, model, draw=draw)
+    return history | dict(looks=[read_out(model, config)], patch=patch(model, config))
 
 
 def first_layers(history, at=0.9):
-    """The layer after which each variable can first be read in the end, from 1 on; None if there is none."""
+    """The layer after which each variable can first be read in the end, from 1 on; None: none."""
     known = np.array(history["looks"][-1]["true"]) >= at  # (L, n)
     return [int(layers.argmax()) + 1 if layers.any() else None for layers in known.T]
 
 
-def stairs(runs):
-    """Lines of figures/README.md: the first layers of every model and seed, trained on either kind of sentences."""
-    in_words = lambda history: " ".join(str(layer or "-") for layer in first_layers(history))
-    return [f"{model:<20}" + "     ".join("   ".join(map(in_words, runs[f"{model}; {kind}"])) for kind in SENTENCES)
-            for model in MODELS]
-
-
-def words(runs):
-    """Lines of figures/README.md: which answers change with variable 1, after each layer, of every seed."""
+def table(found):
+    """Lines of figures/README.md: which answers change with variable 1, after each layer."""
     lines = []
-    for label, histories in runs.items():
-        for history in histories:
-            changed = [[i for i, share in enumerate(layer[0], 1) if share > 0.5] for layer in history["patch"]]
+    for label, histories in found.items():
+        for seed, history in enumerate(histories):
             read = " ".join(str(layer or "-") for layer in first_layers(history))
-            lines.append(f"{label + ', seed ' + str(history['config']['seed']):<48}read: {read:<13}changes: "
+            changed = [[i for i, share in enumerate(layer[0], 1) if share > 0.5]
+                       for layer in history["patch"]]
+            lines.append(f"{f'{label}, seed {seed}':<48}read: {read:<13}changes: "
                          + "  ".join(",".join(map(str, those)) or "-" for those in changed))
     return lines
 
 
-def draw(_):
-    """All of flow.patch.json, whose vanilla models begin from mimicking on either kind of sentences."""
-    runs = runner.load(f"{NAME}.patch")
-    last = [first_layers(history)[-1] for history in runs[next(iter(SHOWN))]]
-    c, hardware = runs["LEGO, chained; beside"][0]["config"], runs["LEGO, chained; beside"][0]["hardware"]
-    figure, axes = show.picture(
-        "A counted variable is known early; followed ones come in the order of the chain", 2, 2, 9.5, 8.6,
-        f"{c['n_clauses']} clauses, all labelled, untied layers, width {c['n_embd']}, mean of {len(SEEDS)} seeds, "
-        "tested on whole chains; vanilla attention begins from mimicking. Above: a linear probe reads a variable where "
-        "it is defined; a dot is the first layer after which one seed's probe is 90% right; trained on whole chains "
-        f"the last variable is counted, and known after layers {show.span(last)}. Below, trained beside second chains: "
-        f"after a layer the state at variable 1 is made that of a sentence with all values changed; {hardware} a run")
-    for panel, (label, title) in zip(axes[0], SHOWN.items()):
-        accuracy = 100 * np.mean([history["looks"][-1]["true"] for history in runs[label]], 0)  # (L, n)
-        read = heat(panel, accuracy, 50, title)
-        for i, history in enumerate(runs[label]):
-            places = [(v + 0.2 * (i - 1), layer) for v, layer in enumerate(first_layers(history), 1) if layer]
-            panel.plot(*zip(*places), "o", color=show.ORANGE, markeredgecolor="black", markersize=6)
-    for panel, (label, title) in zip(axes[1], CHANGED.items()):
-        flips = np.mean([history["patch"] for history in runs[label]], 0)  # (L, n, n)
-        changed = heat(panel, 100 * flips[:, 0], 0, title, "changed after layer")
-    bar = figure.colorbar(read, ax=axes[0], label="its value can be read (%)", ticks=[50, 100], shrink=0.6)
-    bar.ax.set_yticklabels(["50\nchance", "100"])
-    figure.colorbar(changed, ax=axes[1], label="its answer changes (%)", ticks=[0, 100], shrink=0.6)
-    return figure
-
-
-def heat(panel, share, lowest, title, ylabel="read after layer"):
+def heat(panel, share, lowest, **words):
     """One panel: shares in % (L, n), one for each layer and variable."""
     n_layer, n = share.shape
-    panel.set(title=title, xlabel="variable, in chain order", ylabel=ylabel, xticks=range(1, n + 1),
-              yticks=range(1, n_layer + 1))
+    panel.set(xlabel="variable, in chain order", xticks=range(1, n + 1),
+              yticks=range(1, n_layer + 1), **words)
     return panel.imshow(share, cmap="Blues", vmin=lowest, vmax=100, origin="lower",
                         extent=(0.5, n + 0.5, 0.5, n_layer + 0.5))
 
 
+def main():
+    deep = dict(n_layer=6, max_steps=1600, eval_every=400)
+    whole, beside = dict(min_clauses=2), dict(min_clauses=3, n_distractor=2)
+    begun = lambda kind, seed: dict(init_from=f"out/mimicking-{kind}-6-{seed}", seed=seed)
+    six = dict(n_clauses=6, n_supervised=6, n_names=6, n_layer=6, out_dir="")
+    untied = dict(six, tied=False, batch_size=128, eval_size=500, lr=4e-3, muon_lr=4e-2, ema=0.95,
+                  schedule="constant", max_steps=1600, stop_at=0.0, eval_every=200)
+    groups = {
+        "default": [train.Config(**six, seed=s) for s in range(3)],
+        "LEGO, chained; beside": [Varied(**untied, **beside, seed=s) for s in range(3)],
+        "vanilla, untied; beside": [
+            vanilla(**deep, **beside, **begun("untied", s)) for s in range(3)],
+        "vanilla, untied; whole, from mimicking": [
+            vanilla(**deep, **whole, **begun("untied", s)) for s in range(3)],
+        "vanilla, tied; whole, from mimicking": [
+            vanilla(**deep, **whole, **begun("tied", s), tied=True) for s in range(3)],
+    }
+    found = runs.get("flow", groups, run, before=mimic.beginnings(groups))
+    print(*table(found), sep="\n")
+
+    titles = {
+        "vanilla, untied; whole, from mimicking": "vanilla, whole chains",
+        "vanilla, untied; beside": "vanilla, second chains",
+        "LEGO, chained; beside": "untied LEGO, second chains",
+        "default": "the default",
+    }
+    last = [show.span([first_layers(history)[-1] or np.inf for history in found[label]])
+            for label in titles]
+    figure, axes = show.picture(
+        f"The last of 6 variables is read after layer {last[0]} where vanilla attention may count, "
+        f"after {last[1]} where it must follow", 2, 4, 15, 7.6,
+        "6 clauses, all labelled, 6 layers or loops, width 64, mean of 3 seeds, tested on whole "
+        "chains; vanilla attention, untied, begins from mimicking. Above: a linear probe reads a "
+        "variable where it is defined; a dot is the first layer after which a seed's probe is 90% "
+        "right. Below: after a layer the state at variable 1 is made that of a sentence with all "
+        "values changed, and so is the fact that the default hands on there")
+    for (above, below), (label, title) in zip(axes.T, titles.items()):
+        accuracy = 100 * np.mean([history["looks"][-1]["true"] for history in found[label]], 0)
+        read = heat(above, accuracy, 50, title=title, ylabel="read after layer")
+        for i, history in enumerate(found[label]):
+            layers = [layer or np.nan for layer in first_layers(history)]
+            above.plot(np.arange(1, 7) + 0.2 * (i - 1), layers, "o", color=show.ORANGE,
+                       markeredgecolor="black", markersize=6)
+        flips = 100 * np.mean([history["patch"] for history in found[label]], 0)  # (L, n, n)
+        changed = heat(below, flips[:, 0], 0, ylabel="variable 1 changed after layer")
+    bar = figure.colorbar(read, ax=axes[0], label="its value can be read (%)", ticks=[50, 100])
+    bar.ax.set_yticklabels(["50\nchance", "100"])
+    figure.colorbar(changed, ax=axes[1], label="its answer changes (%)", ticks=[0, 100])
+    figure.savefig(runs.FOLDER / "flow.png", dpi=150)
+
+
 if __name__ == "__main__":
-    runner.main(NAME, draw, groups, run, [
-        generalisation.mimicking(kind, seed, 6) for kind in generalisation.KINDS for seed in SEEDS],
-        before=[("patch", patched, train_and_patch)])
+    main()
