@@ -1,456 +1,434 @@
-"""model.py: the block is torch's, a loop and its loss are what a slow loop says, pretrained weights are in place."""
-import json
-import math
+"""model.py: a block is torch's, loops and losses are those by hand, a proof sees every fault."""
+import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-import attention
 import lego
 import train
-from figures import show
-from model import Block, Transformer, logits_at, loss_of, loss_of_one_loop, mimic_loss
+from attention import HybridAttention, LegoAttention, VanillaAttention
+from model import (SURE, Block, Transformer, answer, can_be_proved, draw_answer, in_words, load,
+                   loss_of, loss_of_one_loop, predict, prove, task_of)
+
+SIGN = lego.make_task("sign", 150)  # of its names those beyond 26 are new to a model
+STATE = dict(facts=False)
+VANILLA = dict(attention="vanilla")
 
 
 def config_of(**dials):
     """The default of train.py, made small."""
-    return train.Config(**{"n_embd": 16, "n_layer": 3, **dials})
+    return train.Config(**{"n_clauses": 5, "n_embd": 16, "n_layer": 3, **dials}).complete()
 
 
-def model_of(vocab_size=13, n_out=3, block_size=40, **dials):
-    return Transformer(config_of(**dials), vocab_size, n_out, block_size)
+def model_of(std=1.0, **dials):
+    """With random numbers for all parameters, also for those that begin as zeros and ones."""
+    model = train.make_model(config_of(**dials))
+    for p in model.parameters():
+        nn.init.normal_(p, std=std)
+    return model
 
 
 def example(B=2, T=11):
-    return torch.randint(13, (B, T)), torch.arange(T) >= torch.tensor([T, T - 4])[:, None]
+    return torch.randint(31, (B, T)), torch.arange(T) >= torch.tensor([T, T - 4])[:, None]
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_block_is_torchs_encoder_layer(norm_first):
-    """Same weights, same output, padding too: fails if a norm, a residual or the GELU is not where it should be."""
-    block = Block(config_of(attention="vanilla", norm_first=norm_first)).double()
-    layer = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, activation="gelu", batch_first=True,
-                                       norm_first=norm_first, dtype=torch.float64)
-    for parameter in block.parameters():  # biases and norms too, which begin as zeros and ones
-        nn.init.normal_(parameter, std=0.3)
-    with torch.no_grad():
-        projections = block.attn.query, block.attn.key, block.attn.value
-        layer.self_attn.in_proj_weight.copy_(torch.cat([m.weight for m in projections]))
-        layer.self_attn.in_proj_bias.copy_(torch.cat([m.bias for m in projections]))
-        for theirs, ours in [(layer.self_attn.out_proj, block.attn.proj), (layer.linear1, block.mlp.up),
-                             (layer.linear2, block.mlp.down), (layer.norm1, block.norm1), (layer.norm2, block.norm2)]:
-            theirs.load_state_dict(ours.state_dict())
+def sentences(task="sign", size=6, n=5):
+    return lego.sample(lego.make_task(task), lego.random_graphs(size, n, 0.5))
+
+
+# ---- the block and the model
+
+
+@pytest.mark.parametrize("norm", ["first", "last"])
+def test_the_block_is_torchs_encoder_layer(norm):
+    (block,) = model_of(0.3, **VANILLA, norm=norm).double().blocks
+    layer = nn.TransformerEncoderLayer(16, 4, 64, 0.0, "gelu", batch_first=True,
+                                       norm_first=norm == "first", dtype=torch.float64)
+    projections = block.attn.query, block.attn.key, block.attn.value
+    layer.self_attn.in_proj_weight.data = torch.cat([m.weight for m in projections])
+    layer.self_attn.in_proj_bias.data = torch.cat([m.bias for m in projections])
+    for theirs, ours in [(layer.self_attn.out_proj, block.attn.proj), (layer.norm1, block.norm1),
+                         (layer.linear1, block.mlp.up), (layer.linear2, block.mlp.down),
+                         (layer.norm2, block.norm2)]:
+        theirs.load_state_dict(ours.state_dict())
     tokens, padding_mask = example()
     x = torch.randn(2, 11, 16, dtype=torch.float64)
-    ours, theirs = block(x, tokens, padding_mask)[0], layer(x, src_key_padding_mask=padding_mask)
-    torch.testing.assert_close(ours[~padding_mask], theirs[~padding_mask])
+    ours, _ = block(x, tokens, padding_mask)
+    expected = layer(x, src_key_padding_mask=padding_mask)
+    torch.testing.assert_close(ours[~padding_mask], expected[~padding_mask])
 
 
 @pytest.mark.parametrize("dials", [
-    {}, dict(norm_first=False, attention="vanilla")], ids=["default", "albert"])
-def test_tied_is_untied_with_copied_weights(dials):
-    dials = dict(dials, carry="none")
-    tied, untied = model_of(**dials), model_of(tied=False, **dials)
-    weights = tied.state_dict()
-    untied.load_state_dict({name: weights[name.replace("blocks.1.", "blocks.0.").replace("blocks.2.", "blocks.0.")]
-                            for name in untied.state_dict()})
-    tokens, padding_mask = example()
-    torch.testing.assert_close(tied(tokens, padding_mask=padding_mask), untied(tokens, padding_mask=padding_mask))
-    assert untied.n_parameters() > 2 * tied.n_parameters()
+    dict(), STATE, dict(norm="first"), dict(positions="learned"), dict(tied=False),
+    dict(VANILLA, norm="last", share_names=True)], ids=str)
+def test_a_loop_is_the_one_by_hand(dials):
+    """The block, on the tokens and the facts, or on the last state; with norm=both of one size."""
+    model, (tokens, padding_mask) = model_of(**dials).double(), example()
+    state = model.token_embedding.weight[tokens.clamp(max=5)]
+    if model.config.positions == "learned":
+        state = state + model.position_embedding.weight[:11]
+    state = embedded = model.norm_embedding(state)
+    known, facts, n_facts = None, torch.zeros_like(tokens), 0
+    for i, (x, _) in enumerate(model.layers(tokens, 3, padding_mask=padding_mask)):
+        if model.config.facts:
+            state, known = embedded + model.fact_embedding.weight[facts], facts > 0
+        if model.config.norm == "both":
+            state = state - state.mean(-1, keepdim=True)
+            state = state / (state.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        block = model.blocks[i % len(model.blocks)]
+        state, _ = block(state, tokens, padding_mask, known=known)
+        torch.testing.assert_close(x, state)
+        facts = model.hand_on(state, tokens)
+        n_facts += facts.count_nonzero()
+    assert i == 2 and n_facts > 5 and len(model.blocks) == (1 if model.config.tied else 3)
 
 
-@pytest.mark.parametrize("carry", ["beliefs", "state", "none"])
-def test_loops_at_call_time(carry):
-    """n_loops=None is n_layer, every further loop goes on from the one before, and an untied model refuses."""
-    model, (tokens, _) = model_of(carry=carry), example()
-    states = [x for x, _ in model.layers(tokens, n_loops=5)]
-    torch.testing.assert_close(model(tokens), model.to_logits(states[2]))
-    torch.testing.assert_close(model(tokens, n_loops=5), model.to_logits(states[4]))
-    for n_loops, tied in [(0, True), (-1, True), (2, False)]:
-        with pytest.raises(ValueError, match=f"n_loops={n_loops}: expected"):
-            model_of(tied=tied)(tokens, n_loops=n_loops)
+def test_a_fact_is_a_value_that_the_model_is_sure_of_at_a_variable():
+    model, tokens, x = model_of(), torch.arange(40)[None], torch.randn(1, 40, 16)
+    p, facts = model.to_logits(x).softmax(-1)[0], model.hand_on(x, tokens)[0]
+    for token in range(40):  # names are 5 to 30, and new ones beyond
+        values = [v for v in range(2) if p[token, v] > SURE and token >= 5]
+        assert facts[token] == (1 + values[0] if values else 0)
+    assert {*facts[5:31].tolist()} == {0, 1, 2} and facts[31:].any() and SURE == 0.9
 
 
-@pytest.mark.parametrize("positions", ["none", "learned"])
-@pytest.mark.parametrize("carry", ["beliefs", "state", "none"])
-def test_loop_by_hand(carry, positions):
-    """
-    A loop is the block, applied to the embedding of the tokens and, added to it, the mean embedding of what was said of
-    them, or the last state at a fixed size. Without positions what the block reads is normalised.
-    """
-    model, (tokens, padding_mask) = model_of(carry=carry, positions=positions), example()
-    embedded = model.token_embedding(tokens) + (model.position_embedding.weight[:11] if positions == "learned" else 0)
-    normalise = lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    said, state = torch.full((2, 11, 3), 1 / 3), torch.zeros(2, 11, 16)
-    if carry != "none":
-        assert torch.equal(model.nothing_known(tokens), said if carry == "beliefs" else state)
-    for loop, (x, _) in enumerate(model.layers(tokens, padding_mask=padding_mask)):
-        start = embedded + torch.einsum("btv,vc->btc", said, model.value_embedding.weight) if carry == "beliefs" else (
-            embedded + state if carry == "state" or not loop else last)
-        last, _ = model.blocks[0](normalise(start) if positions == "none" else start, tokens, padding_mask)
-        torch.testing.assert_close(x, last)
-        said, state = model.to_logits(last).softmax(-1), normalise(last)
-        if carry != "none":
-            torch.testing.assert_close(model.hand_on(x), said if carry == "beliefs" else state)
-    assert loop == 2
+@pytest.mark.parametrize("dials", [dict(), STATE], ids=str)
+def test_a_gradient_crosses_loops_only_where_they_hand_on_their_state(dials):
+    *_, (second, _), (third, _) = model_of(**dials).layers(example()[0], 3)
+    (gradient,) = torch.autograd.grad(third.square().sum(), second, allow_unused=True)
+    assert (gradient is not None) == (dials == STATE)
 
 
-@pytest.mark.parametrize("carry", ["beliefs", "state", "none"])
-def test_gradient_does_not_cross_loops_that_hand_something_on(carry):
-    """That of the third loop is that of a single loop from what it was handed; without a carry it is another."""
-    model, (tokens, _) = model_of(carry=carry), example()
-    *_, (second, _), (third, _) = model.layers(tokens)
-    if carry == "none":
-        alone, _ = model.blocks[0](F.layer_norm(second.detach(), (16,)), tokens)
-    else:
-        (alone, _), = model.layers(tokens, 1, model.hand_on(second))
-    parameters = list((model.blocks if carry == "none" else model).parameters())
-    gradient = lambda x: torch.autograd.grad(model.to_logits(x).square().sum(), parameters)
-    torch.testing.assert_close(alone, third)
-    same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradient(third), gradient(alone)))
-    assert same == (carry != "none")
+@torch.no_grad()
+def test_a_model_makes_the_loops_it_is_told_or_ends_where_one_adds_no_fact(proved):
+    tokens, facts = example()[0], load(proved[0])
+    n_made = lambda model, *arguments: len([*model.layers(*arguments)])
+    assert n_made(model_of(**STATE), tokens) == n_made(model_of(**STATE, tied=False), tokens) == 3
+    assert n_made(model_of(**STATE), tokens, 7) == n_made(facts, tokens, 7) == 7
+    for parents, expected in [([0] * 12, 2), (range(12), 13), ([0, 1, 2, 0, 0, 0], 4)]:
+        assert n_made(facts, lego.sample(SIGN, torch.tensor([[*parents]])).tokens) == expected
+    assert n_made(facts, lego.encode("a=+b; b=-c; c=+d", SIGN)[None]) == 1
 
 
-def test_one_loop_at_a_time_is_all_of_them():
-    """What a loop hands on is all that the next one needs."""
-    for carry in ("beliefs", "state"):
-        model, (tokens, _) = model_of(carry=carry), example()
-        carried = None
-        for x, _ in model.layers(tokens, 4):
-            (alone, _), = model.layers(tokens, 1, carried)
-            torch.testing.assert_close(alone, x)
-            carried = model.hand_on(alone)
+def test_new_names_are_read_if_they_share_an_embedding_and_positions_end():
+    ours, others = torch.tensor([[0, 8, 1, 5, 8, 9, 5], [0, 99, 1, 6, 99, 7, 6]])[:, None]
+    model = model_of(**STATE)
+    torch.testing.assert_close(model(ours), model(others))
+    assert not torch.allclose(model(ours), model(ours.where(ours != 8, 5)))  # who is who counts
+    with pytest.raises(IndexError):
+        model_of(**VANILLA)(others)
+    with pytest.raises(lego.InputError, match="30 tokens: expected at most 25"):
+        model_of(positions="learned")(sentences(n=6).tokens)
 
 
-def test_ids_beyond_the_vocabulary_share_its_last_row():
-    model, tokens = model_of(vocab_size=4), torch.tensor([[0, 3, 1, 5, 2, 3, 9, 5]])
-    other = torch.tensor([[0, 8, 1, 3, 2, 8, 4, 3]])  # the same but for the names
-    torch.testing.assert_close(model(tokens), model(other))
-    assert not torch.allclose(model(tokens), model(torch.tensor([[0, 8, 1, 3, 2, 3, 4, 8]])))  # who is who still counts
-
-
-@pytest.mark.parametrize("dials", [
-    dict(attention="vanilla"), dict(carry="none"), dict(carry="beliefs"), dict(carry="state")], ids=str)
+@pytest.mark.parametrize("dials", [dict(VANILLA, tied=False), STATE, dict()], ids=str)
 def test_dropout_is_on_everything_that_is_added_to_the_state(dials):
-    """Dropping all leaves nothing: not of the embedding, not of what is handed on, and of no part of a block."""
-    model, (tokens, _) = model_of(dropout=1.0, **dials), example()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter)
-    assert all(x.any() for x, _ in model.eval().layers(tokens))
-    assert not any(x.any() for x, _ in model.train().layers(tokens))
-
-
-def test_many_loops_without_positions_do_not_drown_the_block():
-    """Its input keeps its size, so the hundredth loop writes as much as the second."""
-    model, (tokens, _) = model_of(carry="none"), example()
-    states = [x for x, _ in model.layers(tokens, n_loops=100)]
-    size = lambda i: (states[i] - F.layer_norm(states[i - 1], (16,))).std()
-    assert size(99) > 0.3 * size(1)
-
-
-@pytest.mark.parametrize("attention", ["vanilla", "lego", "hybrid"])
-def test_padded_sentence_is_answered_like_the_bare_one(attention):
-    model, (tokens, padding_mask) = model_of(attention=attention), example()
-    bare = model(tokens[1:, :7])
-    torch.testing.assert_close(model(tokens, padding_mask=padding_mask)[1:, :7], bare, atol=1e-5, rtol=1e-5)
+    """Dropping all leaves nothing: not of tokens, not of facts, of no part of a block."""
+    model, tokens = model_of(dropout=1.0, **dials), example()[0]
+    assert all(x.any() for x, _ in model.eval().layers(tokens, 3))
+    assert not any(x.any() for x, _ in model.train().layers(tokens, 3))
 
 
 @pytest.mark.parametrize("attention, n_map", [("vanilla", 4), ("lego", 2), ("hybrid", 4)])
-def test_layers_give_the_attention_map_of_every_layer(attention, n_map):
-    model, (tokens, padding_mask) = model_of(attention=attention), example()
-    maps = [weights for _, weights in model.layers(tokens, padding_mask=padding_mask, need_weights=True)]
-    assert [tuple(weights.shape) for weights in maps] == 3 * [(2, n_map, 11, 11)]
-    assert all(weights is None for _, weights in model.layers(tokens))
+def test_padding_changes_nothing_and_every_layer_has_its_map(attention, n_map):
+    model, (tokens, padding_mask) = model_of(0.3, attention=attention, **STATE), example()
+    whole, maps = model(tokens, padding_mask=padding_mask), model.maps(tokens)
+    torch.testing.assert_close(whole[1:, :7], model(tokens[1:, :7]))
+    assert maps.shape == (3, 2, n_map, 11, 11)
+    for i, (_, weights) in enumerate(model.layers(tokens, need_weights=True)):
+        assert torch.equal(maps[i], weights)
 
 
+@pytest.mark.parametrize("norm", ["first", "last", "both"])
 @pytest.mark.parametrize("attention", ["vanilla", "lego", "hybrid"])
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_every_parameter_learns(attention, norm_first):
-    """A parameter without gradient is a forgotten one."""
-    tokens, _ = example()
-    model = model_of(attention=attention, norm_first=norm_first, positions="learned")
-    model(tokens).square().sum().backward()
-    untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert [name for name in untouched if not name.endswith("key.bias")] == []  # softmax cancels a bias of the keys
-
-
-@pytest.mark.parametrize("dials, expected", [
-    (dict(attention="foo"), "attention=foo: expected vanilla, lego or hybrid"),
-    (dict(association_share=2.0), "association_share=2.0: expected 0 to 1"),
-    (dict(attention="vanilla", n_head=5), "n_head=5: expected a divisor of the 16 channels"),
-    (dict(attention="hybrid", n_head=1), "n_head=1: expected an even divisor of n_embd=16"),
-])
-def test_bad_shapes_are_named(dials, expected):
-    with pytest.raises(ValueError, match=expected):
-        model_of(**dials)
-
-
-def test_sentence_longer_than_learned_positions_is_refused():
-    model = model_of(positions="learned", block_size=10)
-    model(torch.zeros(1, 10, dtype=torch.int64))
-    with pytest.raises(ValueError, match="11 tokens: expected at most the 10 learned positions"):
-        model(torch.zeros(1, 11, dtype=torch.int64))
+def test_every_parameter_learns(attention, norm):
+    model = model_of(attention=attention, norm=norm, positions="learned")
+    model(example()[0], 3).square().sum().backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in still if not name.endswith("key.bias")]  # softmax cancels that one
 
 
 def test_dials_reach_the_attention():
-    """Each of them, in the model that is built."""
-    lego_part = model_of(association_share=0.25, chained=False).blocks[0].attn
-    assert lego_part.n_associated == 4 and not lego_part.chained
-    hybrid = model_of(attention="hybrid", association_share=0.25, chained=False, dropout=0.3).blocks[0].attn
-    assert hybrid.lego.n_associated == 2 and not hybrid.lego.chained and hybrid.vanilla.dropout == 0.3
-    vanilla = model_of(attention="vanilla", n_head=2, dropout=0.3).blocks[0].attn
-    assert vanilla.n_head == 2 and vanilla.dropout == 0.3
+    dials = dict(association_share=0.25, chained=False, dropout=0.3, n_head=2, positions="rope")
+    of_lego, vanilla, hybrid = (model_of(attention=attention, **dials).blocks[0].attn
+                                for attention in ("lego", "vanilla", "hybrid"))
+    assert of_lego.n_associated == 4 and hybrid.lego.n_associated == 2
+    assert not of_lego.chained and not hybrid.lego.chained
+    assert vanilla.n_head == 2 and hybrid.vanilla.n_head == 1
+    assert vanilla.dropout == hybrid.vanilla.dropout == 0.3
+    assert vanilla.rope and hybrid.vanilla.rope and not model_of(**VANILLA).blocks[0].attn.rope
+    with pytest.raises(lego.InputError, match="attention=foo: expected lego, vanilla or hybrid"):
+        Block(replace(config_of(), attention="foo"))
 
 
 # ---- losses
 
 
-def sentences(task="sign", size=6, n=5, branch=0.5, **more):
-    return lego.sample(lego.make_task(task), size, n, branch=branch, **more)
-
-
-def test_loss_is_the_cross_entropy_of_all_labels_after_the_last_layer():
+def test_the_loss_is_the_cross_entropy_of_all_labels_after_the_last_layer():
     """One label at a time. What has no label counts neither in the sum nor in the number."""
-    model = model_of(vocab_size=6, n_out=2)
-    batch = sentences(branch=0.0, drop=torch.tensor([0, 1, 2, 3, 4, 4]))
-    log_p, terms = model(batch.tokens, 4).log_softmax(-1), []
-    for b, i in (batch.values != lego.IGNORE).nonzero().tolist():
-        terms.append(-log_p[b, batch.positions[b, i], batch.values[b, i]])
-    loss, n, logits = loss_of(model, batch, 4)
-    assert n == len(terms) == 0 + 1 + 2 + 3 + 4 + 4
-    torch.testing.assert_close(loss, torch.stack(terms).sum())
-    for b, i in ((0, 0), (5, 3)):
-        torch.testing.assert_close(logits[b, i].log_softmax(-1), log_p[b, batch.positions[b, i]])
+    model, batch = model_of(**STATE), sentences()
+    values = batch.values.where(torch.rand(6, 5) < 0.6, lego.NO_VALUE)
+    log_p, labelled = model(batch.tokens).log_softmax(-1), (values >= 0).nonzero().tolist()
+    loss, n = loss_of(predict(model, batch), values)
+    assert n == len(labelled) and 10 < n < 30
+    torch.testing.assert_close(loss, -sum(log_p[b, batch.positions[b, i], values[b, i]]
+                                          for b, i in labelled))
+    assert loss_of(predict(model, batch), values.fill_(lego.NO_VALUE)) == (0, 0)
 
 
-def test_batch_without_a_label_has_no_loss():
-    model = model_of(vocab_size=6, n_out=2)
-    loss, n, _ = loss_of(model, sentences(branch=0.0, drop=torch.zeros(6, dtype=torch.int64)))
-    assert loss == n == 0
-
-
-@pytest.mark.parametrize("unknown_weight", [0.0, 0.1, 2.0])
-@pytest.mark.parametrize("task, carry", [("sign", "beliefs"), ("d3", "beliefs"), ("d3", "state")])
-def test_loss_of_one_loop_by_hand(task, carry, unknown_weight):
+@pytest.mark.parametrize("task, unknown_weight", [("sign", 0.2), ("d3", 0.0), ("d3", 2.0)])
+def test_the_loss_of_one_loop_is_the_one_by_hand(task, unknown_weight):
     """
-    One position at a time: the cross-entropy of what so many loops can have reached, and unknown_weight times the
-    divergence of the prediction from equal probabilities where they cannot. Only the first are counted. A sentence in
-    its first loop is handed nothing, whatever the one before it in its row has left.
+    One place at a time: cross-entropy where a value can be told, and elsewhere unknown_weight times
+    the divergence of the prediction from equal probabilities. Only the first are counted.
     """
-    batch, k = sentences(task, arguments=True), 6 if task == "d3" else 2
-    model = model_of(vocab_size=40, n_out=k, carry=carry)
-    carried, loop = model.hand_on(torch.randn(6, 25, 16)), torch.tensor([1, 2, 3, 1, 5, 9])
-    handed = torch.where((loop == 1)[:, None, None], model.nothing_known(batch.tokens), carried)
-    (x, _), = model.layers(batch.tokens, 1, handed)
-    total, n_due = 0.0, 0
+    model = model_of(0.3, task=task, unknown_weight=unknown_weight)
+    batch, k = lego.reveal(lego.make_task(task), sentences(task)), model.head.out_features
+    (x, _), = model.layers(batch.tokens, 1, batch.facts)
+    total, n_told = 0.0, 0
     for b in range(6):
-        for position, value, depth in zip(batch.positions[b], batch.values[b], batch.depths[b]):
+        for position, value in zip(batch.positions[b], batch.values[b]):
             p = model.to_logits(x[b, position]).softmax(-1)
-            if depth <= loop[b]:
-                total, n_due = total - p[value].log(), n_due + 1
+            if value >= 0:
+                total, n_told = total - p[value].log(), n_told + 1
             else:
                 total = total + unknown_weight * sum(1 / k * (1 / k / p_i).log() for p_i in p)
-    loss, n, handed_on = loss_of_one_loop(model, batch, carried, loop, unknown_weight)
-    assert n == n_due and 6 < n_due < 60
+    loss, n = loss_of_one_loop(model, batch)
+    assert n == n_told and 6 < n_told < 60
     torch.testing.assert_close(loss, total)
-    torch.testing.assert_close(handed_on, model.hand_on(x))
-    assert not handed_on.requires_grad
-    first = [loss_of_one_loop(model, batch, before, torch.ones(6), unknown_weight) for before in (carried, None)]
-    torch.testing.assert_close(*first)
-
-
-def test_prediction_of_equal_probabilities_costs_nothing_before_it_is_due():
-    """A head of zeros says just that; then only what is due costs, ln 2 a label."""
-    batch, model = sentences(branch=0.0), model_of(vocab_size=6, n_out=2)
-    nn.init.zeros_(model.head.weight)
-    loss, n, _ = loss_of_one_loop(model, batch, None, torch.full((6,), 2), 1e6)
-    assert n == 6 * 2 and loss.item() == pytest.approx(6 * 2 * math.log(2), rel=1e-4)
-
-
-def test_predictions_do_not_depend_on_how_a_batch_is_cut():
-    model = model_of(vocab_size=6, n_out=2)
-    batch = sentences(size=9)
-    whole = model(batch.tokens, 4).gather(1, batch.positions[..., None].expand(-1, -1, 2)).argmax(-1)
-    for size in (4, 100):
-        assert torch.equal(show.predict(model, batch, 4, size), whole)
 
 
 @torch.no_grad()
-def test_loss_keeps_the_states_of_no_more_than_a_few_loops(monkeypatch):
+def test_no_more_than_a_few_states_are_kept(monkeypatch):
     """Those of all loops of a long sentence would not fit in memory."""
-    model, batch, states, alive = model_of(), sentences(size=2), [], []
+    model, states, alive = model_of(), [], []
 
-    def watched(*arguments):
-        for x, weights in Transformer.layers(model, *arguments):
+    def watched(*arguments, **more):
+        for x, weights in Transformer.layers(model, *arguments, **more):
             states.append(weakref.ref(x))
             alive.append(sum(state() is not None for state in states))
             yield x, weights
     monkeypatch.setattr(model, "layers", watched)
-    loss_of(model, batch, 9)
+    predict(model, sentences(), 9)
     assert len(alive) == 9 and max(alive) <= 3
 
 
-def test_logits_at_positions_are_those_of_all():
-    model, x, positions = model_of(), torch.randn(2, 11, 16), torch.tensor([[3, 0, 3], [10, 1, 2]])
-    expected = torch.stack([model.to_logits(x)[b][positions[b]] for b in range(2)])
-    torch.testing.assert_close(logits_at(model, x, positions), expected)
+# ---- weights that come from elsewhere
 
 
-def test_mimicking_is_at_its_aim_where_the_maps_are_the_patterns():
-    """A stand-in model: with the patterns as its maps the loss is 0; with uniform ones the divergence by hand."""
-    batch = sentences(size=4, n=3)
-    maps = attention.target_maps(batch.tokens)
-    floor = lambda x: (x + 1e-3) / (x + 1e-3).sum(-1, keepdim=True)
-
-    class Model:
-        def layers(self, tokens, n_loops, need_weights):
-            yield from [(None, self.weights)] * 2
-
-    Model.weights = torch.cat((maps, torch.rand(4, 1, 15, 15)), 1)  # a third head is free
-    assert mimic_loss(Model(), batch)[0].item() == pytest.approx(0, abs=1e-4)
-    Model.weights = torch.full((4, 2, 15, 15), 1 / 15)
-    by_hand = sum((1 / 15 * math.log(1 / 15 / p)) for p in floor(maps).flatten().tolist()) / 15  # of all sentences
-    loss, n, nothing = mimic_loss(Model(), batch)
-    assert loss.item() == pytest.approx(2 * by_hand, rel=1e-4) and n == 4 and nothing is None
+@pytest.mark.parametrize("there, here", [(True, False), (False, True), (True, True)])
+def test_the_embedding_that_names_share_goes_to_each_of_them_and_back(there, here):
+    there, here = (model_of(share_names=shared) for shared in (there, here))
+    here.init_from(there.state_dict(), there.vocab)
+    n_there, n_here = (len(model.token_embedding.weight) for model in (there, here))
+    expected = there.token_embedding.weight[[min(i, n_there - 1) for i in range(n_here)]]
+    assert torch.equal(here.token_embedding.weight, expected)
 
 
-# ---- pretrained weights
+def test_weights_of_another_vocabulary_go_to_the_same_symbols():
+    """Positions are cut to length; what has no row there stays random; the rest is copied."""
+    there, here = (model_of(**VANILLA, n_clauses=n) for n in (9, 4))
+    before, vocab = here.state_dict(), ["unheard" if x == "c" else x for x in there.vocab[::-1]]
+    before = {name: x.clone() for name, x in before.items()}
+    here.init_from(there.state_dict(), vocab)
+    for i, symbol in enumerate(here.vocab):
+        row = before["token_embedding.weight"][i]
+        if symbol != "c":
+            row = there.token_embedding.weight[vocab.index(symbol)]
+        assert torch.equal(here.token_embedding.weight[i], row)
+    assert torch.equal(here.position_embedding.weight, there.position_embedding.weight[:20])
+    assert torch.equal(here.blocks[0].mlp.up.weight, there.blocks[0].mlp.up.weight)
+    assert torch.equal(here.head.weight, before["head.weight"])
+    with pytest.raises(RuntimeError, match="position_embedding.weight"):  # has 45, not 50
+        model_of(**VANILLA, n_clauses=10).init_from(there.state_dict(), there.vocab)
 
 
-def test_shared_embedding_of_the_names_goes_to_each_of_them_and_back():
-    """Variables start alike where the weights are from a model in which they were alike, and the other way about."""
-    vocab = lego.make_task("sign").vocab
-    for n_there, n_here in [(6, 31), (31, 6), (6, 6), (31, 31)]:
-        there, here = (model_of(vocab_size=n, n_out=2) for n in (n_there, n_here))
-        here.init_from(there.state_dict(), vocab, vocab)
-        expected = there.token_embedding.weight[[min(i, n_there - 1) for i in range(n_here)]]
-        torch.testing.assert_close(here.token_embedding.weight, expected)
+@pytest.mark.parametrize("dials, is_taken", [
+    (dict(task="c6", n_names=40), True), (dict(task="d3"), False)])
+def test_the_head_is_taken_for_the_same_symbols_only(dials, is_taken):
+    """c6 and d3 have heads of one shape, and another alphabet is no other task."""
+    there, here = model_of(task="c6"), model_of(**dials)
+    here.init_from(there.state_dict(), there.vocab)
+    assert torch.equal(here.head.weight, there.head.weight) == is_taken
+    assert torch.equal(here.fact_embedding.weight, there.fact_embedding.weight) == is_taken
 
 
-def bert_folder(folder, **dials):
-    """A folder as the Hugging Face libraries write it, of a tiny BERT with random weights, old names and all."""
-    config = dict(model_type="bert", hidden_act="gelu", num_hidden_layers=2, hidden_size=8, num_attention_heads=2,
-                  intermediate_size=32, layer_norm_eps=1e-12, initializer_range=0.02) | dials
-    words = ["[PAD]", "a", "=", "+", "1", ";"]
-    shapes = {"embeddings.word_embeddings.weight": (6, 8), "embeddings.position_embeddings.weight": (16, 8),
-              "embeddings.token_type_embeddings.weight": (2, 8), "embeddings.LayerNorm.gamma": (8,),
-              "embeddings.LayerNorm.beta": (8,), "pooler.dense.weight": (8, 8)}
-    for i in range(2):
-        for name, shape in {"attention.self.query": (8, 8), "attention.self.key": (8, 8),
-                            "attention.self.value": (8, 8), "attention.output.dense": (8, 8),
-                            "attention.output.LayerNorm": (8,), "intermediate.dense": (32, 8),
-                            "output.dense": (8, 32), "output.LayerNorm": (8,)}.items():
-            shapes[f"encoder.layer.{i}.{name}.weight"] = shape
-            shapes[f"encoder.layer.{i}.{name}.bias"] = shape[:1]
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    torch.save({f"bert.{name}": torch.randn(shape) for name, shape in shapes.items()}, folder / "pytorch_model.bin")
-    return folder
+@pytest.mark.parametrize("dials", [dict(), dict(VANILLA, tied=False, norm="last")], ids=str)
+def test_a_model_that_is_saved_answers_as_before_when_it_is_loaded(tmp_path, dials):
+    run = dict(device="cpu", max_steps=1, eval_size=2, out_dir=str(tmp_path))
+    model, tokens = model_of(**dials), sentences().tokens
+    train.train(replace(model.config, **run), model)
+    loaded = load(tmp_path)
+    assert not loaded.training and loaded.vocab == model.vocab
+    assert torch.equal(loaded(tokens), model(tokens))
 
 
-def change_weights(folder, name, value=torch.ones(2)):
-    path = folder / "pytorch_model.bin"
-    torch.save(torch.load(path) | {name: value}, path)
+def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(tmp_path):
+    class Command:
+        def __reduce__(self):
+            return (tmp_path / "executed").mkdir, ()
+
+    path = tmp_path / "checkpoint.pt"
+    for write in (lambda: None, lambda: path.write_bytes(b"some text"),
+                  lambda: torch.save(dict(model=Command()), path)):
+        write()
+        with pytest.raises(lego.InputError, match="checkpoint.pt: expected a (run|checkpoint) of"):
+            load(tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_bert_with_spare_rows_in_half_precision_is_read(tmp_path, dtype):
-    """More rows than words, as of a padded vocabulary; and its sums are made in float32."""
-    folder = bert_folder(tmp_path / "bert")
-    weights = {name: x.to(dtype) for name, x in torch.load(folder / "pytorch_model.bin").items()}
-    name = "bert.embeddings.word_embeddings.weight"
-    weights[name] = torch.cat((weights[name], weights[name]))
-    torch.save(weights, folder / "pytorch_model.bin")
-    model = Transformer.from_pretrained(folder, ["a"], n_out=3)
-    assert torch.equal(model.token_embedding.weight[0], weights[name][1].float())
-    parts = [weights[f"bert.embeddings.{kind}_embeddings.weight"].float() for kind in ("position", "token_type")]
-    assert torch.equal(model.position_embedding.weight, parts[0] + parts[1][0])
+# ---- the proof
 
 
-def test_bert_of_an_older_layout_is_read(tmp_path):
-    """Names with a prefix, gamma and beta; each symbol gets its row, and one that is not there a random one."""
-    folder = bert_folder(tmp_path / "bert")
-    model = Transformer.from_pretrained(folder, ["1", "a", "unheard"], n_out=3)
-    theirs = torch.load(folder / "pytorch_model.bin")
-    rows = theirs["bert.embeddings.word_embeddings.weight"]
-    assert torch.equal(model.token_embedding.weight[:2], rows[[4, 1]])
-    assert model.token_embedding.weight[2].abs().max() < 0.2  # init_std 0.02, theirs is 1
-    assert torch.equal(model.norm_embedding.weight, theirs["bert.embeddings.LayerNorm.gamma"])
-    assert torch.equal(model.blocks[1].mlp.down.weight, theirs["bert.encoder.layer.1.output.dense.weight"])
-    assert model(torch.tensor([[0, 1, 2]])).shape == (1, 3, 3)
+@torch.no_grad()
+def assert_knows_what_can_be_known(model, batch):
+    """After loop d it is sure of every value of depth d or less, and of nothing else, ever."""
+    for i, (x, _) in enumerate(model.layers(batch.tokens)):
+        facts = model.hand_on(x, batch.tokens).gather(1, batch.positions)  # (B, n)
+        can_be_known = (batch.depths <= i + 1) & (batch.values >= 0)
+        assert torch.equal(facts, (1 + batch.values) * can_be_known)
+    assert i >= batch.depths.max()
+    said = predict(model, batch).argmax(-1)
+    assert torch.equal(said[batch.values >= 0], batch.values[batch.values >= 0])
 
 
-@pytest.mark.parametrize("break_it, expected", [
-    (lambda f: (f / "config.json").unlink(), "bert: expected the out_dir of a run, or a BERT's folder .*config.json"),
-    (lambda f: (f / "vocab.txt").unlink(), "bert: expected the out_dir of a run, or a BERT's folder .*vocab.txt"),
-    (lambda f: (f / "pytorch_model.bin").unlink(), "model.safetensors: expected"),
-    (lambda f: (f / "config.json").write_text("{"), "or a BERT's folder .Expecting property name"),
-    (lambda f: (f / "config.json").write_text("{}"), "or a BERT's folder .'num_hidden_layers'"),
-    (lambda f: (f / "config.json").write_text("[]"), "or a BERT's folder .list indices"),
-    (lambda f: bert_folder(f, hidden_size=0), "or a BERT's folder .found .*'n_embd': 0"),
-    (lambda f: bert_folder(f, layer_norm_eps="x"), "or a BERT's folder .found .*'norm_eps': 'x'"),
-    (lambda f: (f / "pytorch_model.bin").write_bytes(b"no"), "pytorch_model.bin: expected the weights of a BERT"),
-    (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: expected the"),
-    (lambda f: (f / "vocab.txt").write_text("\n".join("abcdefg")), "6 rows for 7 words"),
-    (lambda f: bert_folder(f, is_decoder=True), "no decoder, one group, not .*True"),
-    (lambda f: bert_folder(f, is_causal=True), "no decoder, one group, not .*True"),
-    (lambda f: change_weights(f, "bert.embeddings.token_type_embeddings.weight", torch.ones(2, 8) / 0), "finite"),
-    (lambda f: bert_folder(f, hidden_act="gelu_new"), "bert with gelu or albert with gelu_new, .*, not"),
-    (lambda f: (f / "pytorch_model.bin").write_text("version https://git-lfs.github.com"), "pointer of Git LFS"),
-    (lambda f: change_weights(f, "encoder.layer.0.crossattention.self.query.weight"), "crossattention.* another kind"),
-    (lambda f: change_weights(f, "base_model.model.encoder.layer.0.lora_A.weight"), "lora_A.* another kind"),
-    (lambda f: change_weights(f, "encoder.layer.0.output.dense.SCB"), "SCB is of another kind"),
-    (lambda f: change_weights(f, "bert.encoder.layer.0.output.dense.weight", torch.ones(8, 32).char()), "floats"),
-    (lambda f: change_weights(f, "bert.encoder.layer.0.output.dense.bias", torch.full((8,), math.nan)), "finite"),
-    (lambda f: bert_folder(f, position_embedding_type="relative_key"),
-     "absolute, MLP of 4 C, no decoder, one group, not .*relative_key"),
-    (lambda f: torch.save({}, f / "pytorch_model.bin"), "expected the weights of a BERT .'position_embedding.weight'"),
-    (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('layers": 2', 'layers": 3')),
-     "init_from=.*bert: expected weights that fit .*blocks.2"),
-    (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('layers": 2', 'layers": 1')),
-     "init_from=.*bert: expected weights that fit .*blocks.1"),
-])
-def test_broken_bert_is_one_line(tmp_path, break_it, expected):
-    folder = bert_folder(tmp_path / "bert")
-    break_it(folder)
-    with pytest.raises(ValueError, match=expected) as error:
-        dials = train.implied("init_from", str(folder))
-        train.make_model(train.Config(init_from=str(folder), n_clauses=3, **dials))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("size, n, branch, n_hubs", [
+    (9, 1, 0.0, 1), (9, 12, 0.0, 12), (2, 40, 0.0, 40), (9, 26, 1.0, 26), (9, 40, 1.0, 2),
+    (2, 150, 1.0, 150)])
+def test_a_proved_model_knows_every_value_from_its_depth_on(proved, size, n, branch, n_hubs):
+    """Chains and any graphs, longer than in training, with names that are new."""
+    graphs = lego.random_graphs(size, n, branch).clamp(max=n_hubs)
+    assert_knows_what_can_be_known(load(proved[0]), lego.sample(SIGN, graphs))
 
 
-@pytest.mark.parametrize("kind", ["Bert", "Albert"])
-def test_bert_has_the_states_of_the_transformers_library(tmp_path, kind):
-    """BERT and ALBERT at random weights, after every layer; the words of ALBERT come from tokenizer.json."""
-    transformers = pytest.importorskip("transformers", reason="needs the optional packages transformers, safetensors")
-    pytest.importorskip("safetensors", reason="needs the optional packages transformers and safetensors")
-    shape = dict(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96)
-    config = getattr(transformers, f"{kind}Config")(**shape, **dict(embedding_size=10) if kind == "Albert" else {})
-    reference = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False).eval()
-    for parameter in reference.parameters():  # norms and biases too
-        nn.init.normal_(parameter, std=0.3)
-    reference.save_pretrained(tmp_path)
-    words = [f"word{i}" for i in range(49)] + ["##end"]
-    if kind == "Albert":
-        pieces = [[f"\u2581{word}" if word[0] != "#" else word[2:], -1.0] for word in words]
-        (tmp_path / "tokenizer.json").write_text(json.dumps(dict(model=dict(vocab=pieces))))
-    else:
-        (tmp_path / "vocab.txt").write_text("\n".join(words))
-    model = Transformer.from_pretrained(tmp_path, words, n_out=2)
-    tokens = torch.randint(50, (2, 20))
-    with torch.no_grad():
-        theirs = reference(tokens, output_hidden_states=True).hidden_states[1:]
-        for (ours, _), expected in zip(model.layers(tokens), theirs, strict=True):
-            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)  # the other GELU differs by more
+def test_a_proved_model_says_nothing_of_what_a_sentence_does_not_determine(proved):
+    """Circles, missing definitions, and all that hangs on them, beside what is determined."""
+    texts = ["a=+b; b=-a; c=+a; d=-c; e=-1; f=+e", "a=+a; b=-1; c=-z; d=+c; e=+b; f=-e"]
+    for ids in lego.sample(SIGN, lego.random_graphs(30, 6, 0.7)).tokens:
+        clauses = lego.parse(lego.decode(ids, SIGN), SIGN)
+        i, j = torch.randint(6, (2,)).tolist()
+        clauses[i] = *clauses[i][:2], clauses[j][0]  # another argument
+        texts.append("; ".join(lego.write_clause(*clause) for clause in clauses))
+    batch = lego.batch_of(texts, SIGN)
+    assert 20 < (batch.values < 0).sum() < 150
+    assert_knows_what_can_be_known(load(proved[0]), batch)
 
 
-@pytest.mark.parametrize("positions", ["rope", "none"])
-def test_dial_positions_gives_the_heads_rotary_ones(positions):
-    vanilla, hybrid = (train.make_model(train.Config(attention=kind, positions=positions)).blocks[0].attn
-                       for kind in ("vanilla", "hybrid"))
-    assert vanilla.rope == hybrid.vanilla.rope == (positions == "rope")
+@pytest.mark.parametrize("k", range(4))  # at a definition, the first one, a use, the last one
+def test_a_model_that_is_wrong_in_one_case_is_refused(proved, monkeypatch, k):
+    """Where it has to know, where it may, where it can't: by a little more than the margins."""
+    part = *_, value, must_know = [*lego.cases(SIGN)][k]
+    monkeypatch.setattr(lego, "cases", lambda task: [part])
+    model, kinds = load(proved[0]), dict(
+        must=must_know, may=(value >= 0) & ~must_know, cannot=value < 0)
+    for kind, p_true, n_wrong in [
+            ("must", 0.94, 1), ("must", 0.96, 0), ("may", 0.24, 1), ("may", 0.26, 0),
+            ("cannot", 0.76, 1), ("cannot", 0.24, 1), ("cannot", 0.74, 0), ("cannot", 0.26, 0)]:
+        for row in kinds[kind].nonzero()[:, 0].tolist()[:2]:
+            def to_logits(x):
+                p = Transformer.to_logits(model, x).softmax(-1)  # (N, 2)
+                p[row] = torch.tensor([1 - p_true, p_true] if value[row] else [p_true, 1 - p_true])
+                return p.log()
+            monkeypatch.setattr(model, "to_logits", to_logits)
+            proof = prove(model, SIGN)
+            assert proof["n_wrong"] == n_wrong
+            assert not n_wrong or f"{max(p_true, 1 - p_true):.2f}" in proof["example"]
+
+
+def test_a_proof_is_said_in_words_and_what_is_not_proved_with_an_example(proved):
+    n, proof = sum(len(part[0]) for part in lego.cases(SIGN)), prove(load(proved[0]), SIGN)
+    assert proof == proved[1]["proof"] and proof["n_cases"] == n and proof["n_wrong"] == 0
+    assert 0.95 <= proof["knows"] < 1 and 0.5 <= proof["doubts"] <= 0.75
+    assert in_words(proof).startswith(f"proved: all {n} cases")
+    proof, first = (prove(model_of(seed=1), SIGN, all_of_it) for all_of_it in (1, 0))
+    assert proof["n_cases"] == n > first["n_cases"]
+    assert proof["n_wrong"] >= first["n_wrong"] > 100
+    assert lego.parse(re.match("in (.*;) know", proof["example"])[1], SIGN)
+    assert in_words(proof).startswith(f"not proved: {proof['n_wrong']} of {n} cases are wrong; in ")
+    assert in_words(None).startswith("not proved")
+
+
+class Mine(Transformer):
+    """Someone's own, of which nothing can be known."""
+
+
+class MyAttention(LegoAttention):
+    """The same."""
+
+
+@pytest.mark.parametrize("other", [
+    LegoAttention(16, kernel_size=9), LegoAttention(16, causal=True), VanillaAttention(16, 4),
+    LegoAttention(16, chained=False), HybridAttention(16, 4), MyAttention(16), STATE,
+    dict(positions="learned"), dict(share_names=False), dict(VANILLA, facts=True), "untied", Mine],
+    ids="kernel causal vanilla parallel hybrid mine state positions names facts untied mine".split())
+def test_a_model_that_sees_more_than_the_cases_show_is_not_proved(other):
+    model = model_of(**other if isinstance(other, dict) else {})
+    assert can_be_proved(model) == (not isinstance(other, dict))
+    if isinstance(other, nn.Module):
+        model.blocks[0].attn = other
+    elif other == "untied":
+        model.blocks.append(model.blocks[0])
+    elif other is Mine:
+        model = Mine(model.config, SIGN.vocab, 6, 2, 25)
+    with pytest.raises(lego.InputError, match="expected a tied model with chained LEGO attention"):
+        prove(model, SIGN)
+
+
+# ---- asking a model
+
+
+def rows_of(out):
+    """{variable: [answer, probability, truth, the loop since it is sure, wrong]} of an answer."""
+    form = (r" *(\S+)   model (\S+) +probability (\S+)   truth (\S+|not determined)"
+            r" *(?:   sure from loop (\d+) on)?(   wrong)?")
+    rows = [re.fullmatch(form, line).groups() for line in out.splitlines() if "   model " in line]
+    return {variable: row for variable, *row in rows}
+
+
+def test_an_answer_says_value_probability_truth_and_loop(proved, capsys):
+    model, text = load(proved[0]), "b=-a; v99=-b; a=+1; q=+b; x=-y; z=-1"
+    batch, known = answer(model, text, task_of(model))
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    rows, p = rows_of("\n".join(lines)), predict(model, batch)[0].softmax(-1).amax(-1)
+    assert first == text and last == "6 of 6 right"
+    assert rows.pop("x")[2:] == ["not determined", None, None]
+    expected = dict(a=("+1", "1"), z=("-1", "1"), b=("-1", "2"), v99=("+1", "3"), q=("-1", "3"))
+    assert [*rows] == [*expected]
+    for i, (variable, (value, loop)) in enumerate(expected.items()):
+        assert rows[variable] == [value, f"{p[i]:.4f}", value, loop, None]
+        assert (known[:, i] >= 0).tolist() == [i + 1 >= int(loop) for i in range(4)]
+
+
+def test_an_answer_to_a_long_sentence_is_its_mistakes_alone(proved, capsys):
+    (ids,), model = lego.sample(SIGN, torch.arange(45)[None]).tokens, load(proved[0])
+    text = lego.decode(ids, SIGN)
+    answer(model, text, SIGN)
+    assert capsys.readouterr().out.splitlines() == [text, "45 of 45 right"]
+    model.head.weight.data.zero_()
+    model.head.bias.data[:] = torch.tensor([9.0, 0.0])  # says +1 to everything
+    answer(model, text, SIGN)
+    out = capsys.readouterr().out
+    assert 10 < len(rows_of(out)) == 45 - int(out.splitlines()[-1].split()[0])
+    assert {(said, *row) for said, _, *row in rows_of(out).values()} == {
+        ("+1", "-1", "1", "   wrong")}
+
+
+def test_the_picture_of_an_answer_claims_only_what_is_so():
+    """Its title; a cell for each value by loop, right or wrong; a line for each link of a chain."""
+    known = torch.tensor([[0, -1, -1, -1], [0, 1, -1, -1], [0, 1, 1, -1], [0, 1, 1, -1]])
+    text, clauses = "b=-a; a=+1; c=+b; x=-y", ["a=+1", "b=-a", "c=+b", "x=-y"]
+    draw = lambda known: draw_answer(text, SIGN, lego.batch_of([text], SIGN), known).axes[0]
+    axes = draw(known)
+    title, cells = axes.get_title(), torch.tensor(axes.images[0].get_array().tolist())
+    assert title.startswith("Every loop") and torch.equal(cells, (known >= 0).long())
+    assert [[*map(float, line.get_xdata())] for line in axes.lines] == [[1, 2], [2, 3]]
+    assert [[*map(float, line.get_ydata())] for line in axes.lines] == [[1, 2], [2, 3]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == clauses
+    for row, column, value, cell in [(0, 1, 1, 1), (3, 3, 0, 2), (3, 0, -1, 0)]:
+        other = known.clone()  # sooner, what can't be known, too late
+        other[row, column] = value
+        axes = draw(other)
+        assert axes.get_title() != title and axes.images[0].get_array()[row, column] == cell
