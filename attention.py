@@ -401,7 +401,7 @@ def draw_masks(text="b=-a;c=+b;a=+1;"):
                     "needs it", fontweight="bold")
     panels = figure.subplots(1, 3)
     for panel, (title, mask) in zip(panels, masks.items()):
-        panel.imshow(mask, cmap="Blues", vmin=0)
+        panel.imshow(mask.numpy(), cmap="Blues", vmin=0)
         panel.set(title=title, xlabel="position looked at", ylabel="position that looks")
         panel.set_xticks(range(len(text)), text)
         panel.set_yticks(range(len(text)), text)

@@ -384,7 +384,7 @@ def draw_answer(text, task, batch, known):
         title = "Every loop follows one more link"
     figure = Figure(figsize=(min(16, 3 + 0.6 * n), min(9, 2 + 0.4 * L)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(cells, cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2,
+    axes.imshow(cells.numpy(), cmap=ListedColormap(["white", "#0072B2", "#D55E00"]), vmin=0, vmax=2,
                 aspect="auto", extent=(0.5, n + 0.5, L + 0.5, 0.5))
     axes.set(title=title, ylabel="after loop",
              xlabel="variable, by depth; a line leads from its argument; white: not known")

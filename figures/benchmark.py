@@ -1,117 +1,131 @@
 """
-A test that any model can take: fixed sentences along axes on which a model that has learned a shortcut falls apart.
+A test that any model can take: sentences on which one that has learned a shortcut falls apart.
 
-    python -m figures.benchmark             the default of train.py, 3 seeds: a table, no picture; 3 minutes on 2 cores
-    python -m figures.benchmark FOLDER      a run of train.py, any dials: a minute or two
+    python -m figures.benchmark           15 runs of the default, on sentences of their own
+    python -m figures.benchmark FOLDER    a run of train.py, any dials, on the fixed sentences
 
     from figures import benchmark
-    rows = benchmark.take(lambda ids: head(encoder(embedding(ids))))    # made of torch.nn.TransformerEncoder, say
-    rows = benchmark.take(lambda ids: model(input_ids=ids).logits)      # a Hugging Face model that classifies tokens
+    rows = benchmark.take(lambda ids: head(encoder(embedding(ids))))    # of torch.nn
+    rows = benchmark.take(lambda ids: model(input_ids=ids).logits)      # of Hugging Face
     print(benchmark.table({"mine": rows}))
 
-A model is given token ids (B, T), those of lego.make_task(task, 1024), and returns logits (B, T, values). The value of
-a variable is read at its left-hand side. Train it on what you like, lego.sample makes sentences. The sentences of this
-test are a function of VERSION and the task: numbers of one version can be compared.
+A model is given token ids (B, T), those of lego.make_task(task, 1024), and returns logits
+(B, T, values). The value of a variable is read at its left-hand side. The fixed sentences are a
+function of VERSION and the task: numbers of one version can be compared.
 """
+import argparse
 import hashlib
-import sys
 import zlib
 
 import torch
-from tqdm import tqdm
 
 import lego
 import train
-from figures import runner, show
-from figures.shortcut import count_operations
+from figures import runs
+from model import load
 
-NAME = "benchmark"
 VERSION = 1
-N_NAMES = 1024
-SPARE = 20  # loops beyond the depth of the deepest variable: hubs that many clauses take settle slowly
+SPARE = 20  # loops beyond the deepest variable, for a model that does not say when it is done
 NOT_ASKED = "not asked: no chain of the length before was right"
-SEEDS = range(3)
-FOREST = lambda n, length: dict(parents=[i if i % length else 0 for i in range(n)])  # chains side by side
-TESTS = {  # axis: {test: number of sentences, of clauses, and the graph}
-    "length": {f"chain of {n:,}": (size, n, {}) for n, size in
+TESTS = {  # axis: {test: sentences, clauses, and the probability to branch, or the graph}
+    "length": {f"chain of {n:,}": (size, n, 0.0) for n, size in
                ((6, 200), (12, 200), (26, 100), (100, 40), (300, 15), (1000, 5))},
-    "branches": {"tree of 26, few branches": (100, 26, dict(branch=0.1)), "tree of 26": (100, 26, dict(branch=0.3)),
-                 "any graph of 26": (100, 26, dict(branch=1.0)), "tree of 100": (40, 100, dict(branch=0.3)),
-                 "star of 10": (100, 10, dict(parents=[0] + 9 * [1])),
-                 "star of 25": (100, 25, dict(parents=[0] + 24 * [1]))},
-    "roots": {"2 chains of 12": (100, 24, FOREST(24, 12)), "4 chains of 6": (100, 24, FOREST(24, 6))},
-    "names": {"chain of 12, names v500 to v525": (200, 12, {})},
-    "shortcut": {"chain of 5 and a branch, where counting signs is wrong": (200, 6, dict(parents=[0, 1, 2, 3, 4, 2]))},
+    "branches": {"tree of 26, few branches": (100, 26, 0.1), "tree of 26": (100, 26, 0.3),
+                 "any graph of 26": (100, 26, 1.0), "tree of 100": (40, 100, 0.3),
+                 "star of 10": (100, 10, [0] + 9 * [1]), "star of 25": (100, 25, [0] + 24 * [1])},
+    "roots": {"2 chains of 12": (100, 24, [i if i % 12 else 0 for i in range(24)]),
+              "4 chains of 6": (100, 24, [i if i % 6 else 0 for i in range(24)])},
+    "names": {"chain of 12, names v500 to v525": (200, 12, 0.0)},
+    "shortcut": {"chain of 5 and a branch, where counting signs is wrong":
+                 (200, 6, [0, 1, 2, 3, 4, 2])},
 }
+ALL = dict(  # what the default is asked
+    TESTS,
+    branches={"tree of 12, few branches": (200, 12, 0.1), "tree of 12": (200, 12, 0.3),
+              "any graph of 12": (200, 12, 1.0), "tree of 100, few branches": (40, 100, 0.1),
+              "star of 5": (100, 5, [0] + 4 * [1]), **TESTS["branches"]},
+    roots={"chains of 8 and 4": (200, 12, [*range(8), 0, 9, 10, 11]),
+           "3 chains of 8": (100, 24, [i if i % 8 else 0 for i in range(24)]), **TESTS["roots"]},
+)
 
 
-def sentences(axis, test, task_name="sign") -> lego.Batch:
-    """The sentences of a test, always the same."""
-    size, n, graph = TESTS[axis][test]
+def sentences(axis, test, task_name="sign", seed=None) -> lego.Batch:
+    """The sentences of a test, always the same; or with a seed others, at most 1,000 clauses."""
+    size, n, graph = ALL[axis][test]
+    purpose = f"{VERSION} {task_name} {test}"
+    if seed is not None:
+        size, purpose = min(size, 1000 // n), f"{purpose} {seed}"
+    generator = torch.Generator().manual_seed(zlib.crc32(purpose.encode()))
+    n_drawn = 4 * size if axis == "shortcut" else size
+    if isinstance(graph, list):  # what each variable takes: 0 the root, j + 1 variable j
+        parents = torch.tensor(graph).expand(n_drawn, n)
+    else:
+        parents = lego.random_graphs(n_drawn, n, graph, generator)
     task = lego.make_task(task_name, max(26, n))
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{VERSION} {task_name} {test}".encode()))
-    batch = lego.sample(task, 4 * size if axis == "shortcut" else size, n, generator, **graph)
+    batch = lego.sample(task, parents, generator)
     if axis == "names":
-        is_name = batch.tokens >= task.first_name
-        batch = batch._replace(tokens=batch.tokens + 500 * is_name)
-    if axis == "shortcut":  # the deepest variable is not what all operations make
-        last = batch.depths.argmax(1, keepdim=True)
-        wrong = count_operations(batch.tokens, task) != batch.values.gather(1, last)[:, 0]
-        batch = lego.Batch(*(x[wrong][:size] for x in batch))
+        batch = batch._replace(tokens=batch.tokens + 500 * (batch.tokens >= task.first_name))
+    if axis == "shortcut":  # the deepest variable is not what all operations make, in their order
+        operations = batch.tokens[:, 2::lego.TOKENS_PER_CLAUSE] - task.first_operation  # (B, n)
+        counted = lego.follow(task, operations, torch.arange(n).expand_as(operations))[0][:, -1]
+        batch = batch.rows(counted != batch.values[:, -1]).rows(slice(size))
     return batch
 
 
 def checksum(task_name="sign") -> str:
-    """Of all sentences and their values: that of a version does not change."""
-    digest = hashlib.sha256()
-    for axis in TESTS:
-        for test in TESTS[axis]:
-            for x in sentences(axis, test, task_name)[:3]:
-                digest.update(x.numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
+    """Of all fixed sentences and their values: that of a version does not change."""
+    batches = [sentences(axis, test, task_name) for axis in TESTS for test in TESTS[axis]]
+    content = b"".join(x.numpy().astype("<i8").tobytes() for batch in batches for x in batch[:3])
+    return hashlib.sha256(content).hexdigest()
 
 
-@torch.no_grad()
-def take(model, task_name="sign", loops=False, device="cpu", size=20, spare=SPARE) -> dict:
+def take(model, task_name="sign", loops=False, device="cpu", spare=SPARE, seed=None) -> dict:
     """
-    Puts all sentences to a model, a callable from ids (B, T) to logits (B, T, values); with `loops` it is called with a
-    number of loops, too, `spare` more than the deepest variable needs. {axis: {test: [sentences, those right in every
-    variable, accuracy of the worst variable]}}; in place of a list what the model says if it can't take a test, or that
-    it was not asked: a chain of 100 or more, if it has none of the next shorter ones right.
+    Puts TESTS to a model, a callable from ids (B, T) to logits (B, T, values), or with a seed all
+    shapes, in other sentences; prints what comes out. With `loops` it is called with a number of
+    loops, too: `spare` more than the deepest variable needs.
+
+    {axis: {test: [sentences, those right in every variable, accuracy of the worst variable]}}; in
+    place of a list what the model says if it can't take a test, or that it was not asked: a chain
+    of 100 or more, if it has none of the next shorter ones right.
     """
-    rows, bar = {}, tqdm(total=sum(map(len, TESTS.values())), desc="tests", leave=False, disable=not sys.stderr or None)
-    for axis in TESTS:
-        rows[axis] = {}
-        for test in TESTS[axis]:
-            bar.update()
-            batch, right = sentences(axis, test, task_name), []
-            if axis == "length" and len(rows[axis]) >= 3:  # from 100 on
-                *_, row = rows[axis].values()
-                if isinstance(row, str) or not row[1]:
-                    rows[axis][test] = NOT_ASKED
-                    continue
-            more = (int(batch.depths.max()) + spare,) if loops else ()
-            try:
-                for part in map(lego.Batch._make, zip(*(x.to(device).split(size) for x in batch))):
-                    logits = model(part.tokens, *more)
-                    found = logits.gather(1, part.positions[..., None].expand(-1, -1, logits.size(-1))).argmax(-1)
-                    right.append((found == part.values).cpu())
-                right = torch.cat(right)
-                rows[axis][test] = [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
-            except (IndexError, RuntimeError, ValueError) as error:
-                rows[axis][test] = (str(error).splitlines() or [repr(error)])[0]
-    bar.close()
+    rows, tests = {}, TESTS if seed is None else ALL
+    for axis in tests:
+        rows[axis], row = {}, None
+        for test, (_, n, _) in tests[axis].items():
+            if axis == "length" and n >= 100 and (isinstance(row, str) or not row[1]):
+                row = NOT_ASKED
+            else:
+                row = ask(model, sentences(axis, test, task_name, seed), loops, device, spare)
+            rows[axis][test] = row
+            what = row if isinstance(row, str) else in_words(row)
+            print(f"    {axis}: {test}: {what}", flush=True)
     return rows
 
 
+@torch.no_grad()
+def ask(model, batch, loops, device, spare):
+    """[sentences, those right in every variable, accuracy of the worst], or what the model says."""
+    right, n_loops = [], max(1, int(batch.depths.max()) + spare)
+    try:
+        for part in batch.to(device).split(20):
+            logits = model(part.tokens, n_loops) if loops else model(part.tokens)  # (B, T, values)
+            where = part.positions[..., None].expand(-1, -1, logits.size(-1))
+            right.append((logits.gather(1, where).argmax(-1) == part.values).cpu())
+    except (IndexError, RuntimeError, ValueError) as error:
+        return (str(error).splitlines() or [repr(error)])[0]
+    right = torch.cat(right)  # (B, n)
+    return [len(right), int(right.all(1).sum()), right.float().mean(0).min().item()]
+
+
 def in_words(row) -> str:
-    """One cell: sentences right in %; where all are, what that many say about the rest, at 95% confidence."""
+    """Sentences right in %; where all are, what that many say about the rest, at 95% confidence."""
     if isinstance(row, str):
         return "not asked" if row == NOT_ASKED else "can't"
-    asked, right, worst = row
-    if right == asked:
-        return f"all (more than {100 * 0.05 ** (1 / asked):.1f})"
-    return f"{100 * right / asked:.3g}, worst variable {100 * worst:.0f}"
+    n, n_right, worst = row
+    if n_right == n:
+        return f"all (more than {100 * 0.05 ** (1 / n):.1f})"
+    return f"{100 * n_right / n:.3g}, worst variable {100 * worst:.0f}"
 
 
 def table(models) -> str:
@@ -120,34 +134,57 @@ def table(models) -> str:
              "|---" * (2 + len(models)) + "|"]
     for axis in TESTS:
         for test, (size, *_) in TESTS[axis].items():
-            lines.append(f"| {axis}: {test} | {size} | "
-                         + " | ".join(in_words(rows[axis][test]) for rows in models.values()) + " |")
+            cells = [in_words(rows[axis][test]) for rows in models.values()]
+            lines.append(f"| {axis}: {test} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def take_run(config, model) -> dict:
+def shapes(histories) -> list[str]:
+    """Lines of figures/README.md: of each shape the sentences right in every variable."""
+    lines = []
+    for axis, test in [(axis, test) for axis in ALL for test in ALL[axis]]:
+        lines.append(f"{test.partition(', where')[0]:<33}")
+        for task, found in histories.items():
+            rows = [history["rows"][axis][test] for history in found]
+            asked, right, _ = zip(*(row for row in rows if row != NOT_ASKED))
+            lines[-1] += f"{task}: {sum(right):3} of {sum(asked):3}, {len(asked)} seeds".ljust(28)
+    return [line.rstrip() for line in lines]
+
+
+def take_run(model, seed=None) -> dict:
     """The rows of a model of train.py."""
-    spare = SPARE if config.carry != "none" else config.n_layer - config.n_supervised  # as many as in training
-    return take(model, config.task, config.tied, model.head.weight.device.type, spare=spare)
+    if model.vocab[0] != "=":
+        raise lego.InputError("expected a run on sentences of LEGO, this one has other tokens")
+    config = model.config
+    return take(model, config.task, loops=config.tied and not config.facts, seed=seed,
+                spare=config.n_layer - config.n_supervised)  # as many as in training
 
 
-def main(arguments):
-    if len(arguments) > 1:
-        raise ValueError(f"'{arguments[1]}': expected the folder of one run, or nothing")
-    if arguments:
-        checkpoint = train.read_checkpoint(arguments[0])
-        config = train.Config(**checkpoint["config"])
-        return print(table({arguments[0]: take_run(config, train.make_model(config, checkpoint["model"]))}))
-    numbers = dict(version=VERSION, hardware=show.hardware(torch.device("cpu")), torch=str(torch.__version__), runs={})
-    for seed in SEEDS:
-        config = train.Config(seed=seed, out_dir="", device="cpu")
-        model = train.make_model(config)
-        history = train.train(config, model)
-        numbers["runs"][f"default, seed {seed}"] = dict(config=history["config"], flops=history["flops"][-1],
-                                                        rows=take_run(config, model))
-        runner.save(NAME, numbers)
-    print(table({name: run["rows"] for name, run in numbers["runs"].items()}))
+def run(config):
+    """The history of a default, with `rows`, what it has right."""
+    model = train.make_model(config)
+    history = train.train(config, model)
+    return history | dict(rows=take_run(model, config.seed))
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?")
+    folder = parser.parse_known_args()[0].folder
+    if folder:
+        try:
+            return print(table({parser.parse_args().folder: take_run(load(folder))}))
+        except lego.InputError as error:
+            parser.error(str(error))
+    default = lambda task, seed: train.Config(task=task, seed=seed, out_dir="", device="cpu")
+    histories = runs.get("benchmark", {"sign": [default("sign", seed) for seed in range(10)],
+                                       "d3": [default("d3", seed) for seed in range(5)]}, run)
+    for task, found in histories.items():
+        steps = [history["step"][-1] for history in found if train.is_proved(history)]
+        print(f"{task}: {len(steps)} of {len(found)} seeds are proved, after {steps} steps")
+    print(*shapes(histories), sep="\n")
 
 
 if __name__ == "__main__":
-    lego.command_line(main)
+    main()

@@ -105,28 +105,31 @@ def test_padding_is_no_token(plan, device, dtype):
 
 
 @ALIKE
-def test_many_equal_values_have_their_own_mean(plan, device):
-    """Neither counts, in the default dtype, nor sums, in that of the values, stick at 256."""
-    v = torch.ones(1, 300, 2, dtype=torch.bfloat16, device=device)
+def test_counts_and_sums_are_not_kept_in_half_precision(plan, device):
+    """Counts not in the default dtype, where 300 ones make 256; sums not in that of the values."""
+    v, tokens = torch.ones(1, 300, 2, device=device), torch.zeros(1, 300, device=device).long()
     try:
         torch.set_default_dtype(torch.bfloat16)
-        plan = plan(torch.zeros(1, 300, dtype=torch.int64, device=device))
+        of_all, of_two = plan(tokens), plan(tokens[:, :2])
     finally:
         torch.set_default_dtype(torch.float32)
-    close(plan(v), v, 0.01)
+    close(of_all(v), v)
+    close(of_all(v.bfloat16()), v.bfloat16(), 0.01)
+    pair = torch.tensor([[[100.0], [1.0078125]]], device=device).bfloat16()
+    assert torch.equal(of_two(pair), pair.flip(1))
 
 
 @ALIKE
 @pytest.mark.parametrize("n_tokens, dtype, atol", [
-    (1, torch.bfloat16, 1e-2), (9, torch.float32, 1e-5)])
+    (1, torch.float32, 1e-5), (9, torch.bfloat16, 1e-2)])
 def test_long_sentences_are_as_dense_says(plan, device, n_tokens, dtype, atol):
-    """Of several tiles of the kernel, and a slice of more channels than its block, both passes."""
+    """Of several tiles of the kernel, a slice of more channels than its block, both passes."""
     given = example(2, 100, n_tokens, device)
     v = torch.randn(2, 100, 80, device=device).to(dtype)[..., :70].requires_grad_()
     y, expected = plan(*given)(v), Dense(*given)(v.float())
     assert y.dtype == dtype
     close(y.float(), expected, atol)
-    grad = torch.randn_like(y)
+    grad = torch.randn(2, 70, 100, device=device).mT  # not laid out by channels
     close(*(torch.autograd.grad(x, v, grad.to(x.dtype))[0] for x in (y, expected)), atol)
 
 
@@ -207,10 +210,11 @@ def test_manipulation_and_its_map_are_those_of_loops(kernel_size, T, causal):
     close(module.weights(T), band / band.sum(1, keepdim=True))
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_vanilla_is_that_of_torch(padded):
+@pytest.mark.parametrize("padded, causal", [(False, False), (True, False), (True, True)])
+def test_vanilla_is_that_of_torch(padded, causal):
     """torch.nn.MultiheadAttention with the same weights: output and attention map."""
-    ours, theirs = VanillaAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+    ours = VanillaAttention(12, 3, causal=causal)
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True)
     weights, inner = theirs.state_dict(), (ours.query, ours.key, ours.value)
     weights["in_proj_weight"] = torch.cat([m.weight for m in inner])
     weights["in_proj_bias"] = torch.cat([m.bias for m in inner])
@@ -218,7 +222,8 @@ def test_vanilla_is_that_of_torch(padded):
     theirs.out_proj.load_state_dict(ours.proj.state_dict())
     x, (tokens, padding_mask) = torch.randn(2, 9, 12), example(2, 9)
     padding_mask &= padded
-    expected = theirs(x, x, x, key_padding_mask=padding_mask, average_attn_weights=False)
+    expected = theirs(x, x, x, padding_mask, attn_mask=torch.ones(9, 9).triu(1).bool() & causal,
+                      average_attn_weights=False)
     y, map = ours(x, tokens, padding_mask if padded else None, need_weights=True)
     close(y[~padding_mask], expected[0][~padding_mask])
     close(*(x.transpose(1, 2)[~padding_mask] for x in (map, expected[1])))  # rows, (N, H, T)
@@ -295,17 +300,17 @@ def test_gradients_of_every_module_are_right(name):
 
 
 @EACH
-@pytest.mark.parametrize("T", [10, 70])
-def test_padding_is_never_looked_at(name, T):
+@pytest.mark.parametrize("T, causal", [(10, False), (10, True), (70, False)])
+def test_padding_is_never_looked_at(name, T, causal):
     """Whatever stands there, even NaN, and beside a sentence of padding alone."""
-    module, x, (tokens, padding_mask) = MODULES[name](), torch.randn(3, T, 8), example(3, T)
-    padding_mask[2] = True
+    module, (tokens, padding_mask) = MODULES[name](causal=causal), example(3, T)
+    x, padding_mask[2] = torch.randn(3, T, 8), True
     y = module(x, tokens, padding_mask)
     x[padding_mask], tokens[padding_mask] = float("nan"), 1
-    again, _ = module(x, tokens, padding_mask, need_weights=True)
+    again, map = module(x, tokens, padding_mask, need_weights=True)
     close(again[~padding_mask], y[~padding_mask])
     again[:2].sum().backward()
-    assert again.isfinite().all()
+    assert again.isfinite().all() and map.isfinite().all()
     assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
 
 
@@ -323,7 +328,7 @@ def test_causal_sees_nothing_of_what_comes_later(name, T):
         assert not torch.allclose(again[:, i:], y[:, i:])
 
 
-@pytest.mark.parametrize("plan, device", [(Segment, "cpu"), (Fused, "meta")])
+@pytest.mark.parametrize("plan, device", [(Segment, "cpu"), (Fused, "meta")], ids=["cpu", "meta"])
 def test_torch_compile_takes_a_module_as_one_graph(plan, device):
     """fullgraph raises at a break. On the meta device shapes alone are computed."""
     module, tokens = LegoAttention(8).to(device), torch.randint(9, (2, 40)).to(device)

@@ -17,7 +17,7 @@ from model import load, loss_of_one_loop
 
 NOTEBOOK = (runs.FOLDER / "README.md").read_text()
 README = (runs.FOLDER.parent / "README.md").read_text()
-SCRIPTS = ["benchmark", "composition", "convolution", "flow", "generalisation", "groups", "heads", "learning",
+SCRIPTS = ["benchmark", "composition", "convolution", "flow", "generalisation", "heads", "learning",
            "lego_attention", "pretraining", "proof", "rivals", "shortcut"]
 TINY = dict(max_steps=4, eval_every=2, eval_size=8, n_embd=16, batch_size=8, device="cpu", out_dir="")
 
@@ -60,6 +60,14 @@ def test_readme_quotes_the_numbers():
     assert all(train.is_proved(h) for found in runs.load("learning").values() for h in found)
     for picture in re.findall(r"figures/(\w+)\.png", README):
         assert (runs.FOLDER / f"{picture}.png").exists()
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace('task="sign"', "max_steps=2, eval_size=4"), {})
 
 
 # ---- runs -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 
 import lego
 
-TASKS = ["sign", "d3", "d4", "c2", "c7", "s2", "s3", "s4", "a3", "a4"]
+TASKS = ["sign", "d3", "d4", "c2", "c7", "s3", "s4", "a4"]
 SIGN = lego.make_task("sign")
 
 
@@ -347,7 +347,7 @@ def test_a_mutated_sentence_is_read_back_from_its_tokens_or_refused_in_one_line(
 
 @pytest.mark.parametrize("arguments, shown, n_solved", [
     (["b=-a; a=+1; d=-e"], "a is +1\n    b=-a         b is -1\n    d=-e         d is not det", 3),
-    (["--task=d3"], "=r", 3 * 6), (["--n_clauses", "100"], "v99", 3 * 100),
+    (["--task=d3"], "is ", 3 * 6), (["--n_clauses", "100"], "v99", 3 * 100),
     (["a=*1"], "'a=*1'", 0), (["--task=c1"], "task=c1", 0), (["--tusk=d3"], "--tusk=d3", 0),
     (["a=+1", "b=+1"], "b=+1", 0), (["--n_clauses=x"], "'x'", 0), (["--n_clauses=0"], "=0: ", 0)])
 def test_the_command_line_solves_sentences_or_refuses_in_one_line(
