@@ -329,12 +329,13 @@ if triton is not None:
                    BLOCK: tl.constexpr, PRODUCT: tl.constexpr, SUM: tl.constexpr,
                    PRECISION: tl.constexpr):
         """y for one tile of the sorted rows of a sentence and one block of channels."""
-        b, c = tl.program_id(2).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        b, c = tl.program_id(0).to(tl.int64), tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
         v, y, sort_index, first = v + b * v_b, y + b * T * C, sort_index + b * T, first + b * T
-        row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+        tile = tl.program_id(1) * TILE
+        row = tile + tl.arange(0, TILE)
         group = tl.load(first + row, row < T, -1)
-        start = tl.load(first + tl.program_id(0) * TILE)
-        end = tl.load(last + b * T + tl.minimum(tl.program_id(0) * TILE + TILE, T) - 1) + 1
+        start = tl.load(first + tile)
+        end = tl.load(last + b * T + tl.minimum(tile + TILE, T) - 1) + 1
         total = tl.zeros((TILE, BLOCK), SUM)
         while start < end:
             other = start + tl.arange(0, TILE)
@@ -365,7 +366,7 @@ def associate_sorted(v: torch.Tensor, sort_index: torch.Tensor, first: torch.Ten
         product = total
     precision = "tf32x3" if product == tl.float32 else "ieee"  # nearly as exact, on tensor cores
     with torch.cuda.device_of(v):
-        sum_groups[triton.cdiv(T, TILE), triton.cdiv(C, BLOCK), B](
+        sum_groups[B, triton.cdiv(T, TILE), triton.cdiv(C, BLOCK)](
             v, sort_index, first, last, weight, y, T, C, v.stride(0), v.stride(1), TILE, BLOCK,
             product, total, precision)
     return y
@@ -417,8 +418,8 @@ def time_association(device, n_tokens=8192, n_channels=64):
     from torch.utils.benchmark import Timer
 
     kinds = [Dense, Segment] + [Fused] * (triton is not None and device == "cuda")
-    print(f"Association of {n_tokens:,} tokens of {n_channels} channels, in sentences of T tokens, on "
-          f"{device}.\nMilliseconds to make the plan, once a batch, and to apply it, once a layer, "
+    print(f"Association of {n_tokens:,} tokens of {n_channels} channels, in sentences of T tokens, "
+          f"on {device}.\nMilliseconds to make the plan, once a batch, and to apply it, once a layer, "
           "forward and backward:\n")
     print(f"{'T':>6}" + "".join(f"{kind.__name__ + ': plan':>15}   apply" for kind in kinds))
     for T in (32, 64, 128, 256, 512, 1024, 2048, 4096):

@@ -76,7 +76,7 @@ class Task:
 
     @cached_property
     def vocab(self) -> tuple[str, ...]:
-        """The symbol of every token id. Names come last: more names leave the other ids as they were."""
+        """The symbol of every token id. Names come last: more of them leave the other ids alone."""
         return ("=", ";", self.root_symbol, *self.operations, *self.names)
 
     @property
@@ -199,7 +199,7 @@ def sample(task, parents, generator=None) -> Batch:
     if ((parents < 0) | (parents > torch.arange(n, device=device))).any():
         raise InputError("parents: expected 0, or j + 1 for a variable j that comes before")
     if n > len(task.names):
-        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)}, the names")
+        raise InputError(f"a sentence of {n} clauses: expected at most {len(task.names)} names")
     rand = lambda *size: torch.rand(*size, generator=generator, device=device, dtype=torch.float32)
     operations = torch.randint(len(task.operations), (B, n), generator=generator, device=device)
     values, depths = follow(task, operations, parents)  # (B, n + 1): the root, then the variables
@@ -247,7 +247,7 @@ def reveal(task, batch, generator=None) -> Batch:
     tokens, positions, values, depths, _ = batch
     coin = lambda: torch.rand(values.shape, generator=generator, device=values.device) < 0.5
     names, arguments = tokens.gather(1, positions), tokens.gather(1, positions + ARGUMENT)
-    is_known = coin()
+    is_known = coin() & (values != NO_VALUE)
     tells = (arguments[:, :, None] == names[:, None]) & is_known[:, None]  # (B, n, n)
     is_told = tells.any(-1)
     of_arguments = torch.where(is_told, (tells * values[:, None]).sum(-1), NO_VALUE)
@@ -256,7 +256,8 @@ def reveal(task, batch, generator=None) -> Batch:
     facts = torch.cat((values.where(is_known, -1), of_arguments.where(is_told & coin(), -1)), 1) + 1
     positions = torch.cat((positions, positions + ARGUMENT), 1)  # (B, 2 n)
     facts = batch.facts.scatter(1, positions, facts)  # (B, T)
-    return Batch(tokens, positions, torch.cat((labels, of_arguments), 1), depths.repeat(1, 2), facts)
+    labels = torch.cat((labels, of_arguments), 1)  # (B, 2 n)
+    return Batch(tokens, positions, labels, depths.repeat(1, 2), facts)
 
 
 # ---- all that a clause can meet, for a proof: see model.prove ------------------------------------
@@ -327,7 +328,7 @@ def cases(task, size=8192):
             yield tokens, facts, position, values, (values >= 0) & (position % 5 == 0)
 
 
-# ---- text, and a solver: symbolic, slow, independent of `sample`; the tests hold one against the o
+# ---- text, and a solver: symbolic, slow, independent of `sample`; the oracle of the tests ----------
 
 
 def parse(text, task) -> list[tuple[str, str, str]]:
@@ -339,7 +340,8 @@ def parse(text, task) -> list[tuple[str, str, str]]:
     any_of = lambda symbols: "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     name, operation, root = any_of(task.names), any_of(task.operations), task.root_symbol
     clauses = []
-    for clause in re.split("[;,\n]", text.replace("\N{MINUS SIGN}", "-").strip("; ,\n")):
+    text = text.replace("\N{MINUS SIGN}", "-").strip("; ,\r\n\t")
+    for clause in re.split(r"\s*[;,\n][;,\s]*", text):
         match = re.fullmatch(rf"\s*({name})\s*=\s*({operation})\s*({name}|{root})\s*", clause)
         if clause.count("=") > 1:
             raise InputError(f"{clause!r}: expected a semicolon between two clauses")
@@ -408,7 +410,8 @@ def batch_of(texts, task) -> Batch:
                      [task.values.index(x) if x else NO_VALUE for x in values.values()],
                      [depth[variable] for variable in values]))
     if len({len(ids) for ids, *_ in rows}) != 1:
-        raise InputError(f"sentences of {[len(row[1]) for row in rows]} clauses: expected one number")
+        lengths = [len(values) for _, _, values, _ in rows]
+        raise InputError(f"sentences of {lengths} clauses: expected as many in each")
     tokens, *asked = map(torch.tensor, zip(*rows))
     return Batch(tokens, *asked, torch.zeros_like(tokens))
 

@@ -316,8 +316,9 @@ def prove(model, task, all_of_it=True) -> dict:
             i = int(wrong.nonzero()[0])
             known = {f"{task.vocab[token]} = {task.values[fact - 1]}"
                      for token, fact in zip(tokens[i].tolist(), facts[i].tolist()) if fact}
-            example = (f"in {lego.decode(tokens[i], task)} knowing {' and '.join(known) or 'nothing'}, "
-                       f"it gives {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} "
+            knowing = " and ".join(sorted(known)) or "nothing"
+            example = (f"in {lego.decode(tokens[i], task)} knowing {knowing}, it gives "
+                       f" {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} "
                        f"the probability {p[i].max():.2f}")
         if n_wrong and not all_of_it:
             break
@@ -333,7 +334,8 @@ def in_words(proof) -> str:
                 f"{proof['example']}")
     return (f"proved: all {proof['n_cases']:,} cases that a clause can meet are right, so every "
             "sentence is, of any length and shape (what it has to know has a probability of "
-            f"{proof['knows']:.3f} or more, what it can't know or is not so {proof['doubts']:.3f} or less)")
+            f"{proof['knows']:.3f} or more, what it can't know or is not so {proof['doubts']:.3f} or "
+            "less)")
 
 
 # ---- asking a trained model: python model.py "b=-a; a=+1; c=+b" ----------------------------------

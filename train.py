@@ -105,7 +105,7 @@ class Config:
     compile: bool = False  # torch.compile the blocks
 
     def complete(self):
-        """These dials, those that are None filled in. InputError for the first that does not fit."""
+        """These dials, None filled in. InputError for the first that does not fit."""
         for field in fields(self):
             if not fits(getattr(self, field.name), field.type):
                 raise InputError(f"{field.name}={getattr(self, field.name)}: expected "
@@ -262,9 +262,9 @@ def train(config, model=None, draw=draw_sentences, loss_fn=loss_of_step, evaluat
     model = (make_model(config) if model is None else model).to(device).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)).eval()
     optimizers = make_optimizers(model, config)
-    history = dict(config=asdict(config), n_parameters=model.n_parameters(), torch=str(torch.__version__),
-                   hardware=hardware(device), step=[], loss=[], test_loss=[], accuracy=[],
-                   seconds=[], proof=None)
+    history = dict(config=asdict(config), n_parameters=model.n_parameters(),
+                   hardware=hardware(device), torch=str(torch.__version__), step=[], loss=[],
+                   test_loss=[], accuracy=[], seconds=[], proof=None)
     run, losses = dict(step=0, seconds=0.0, loss=None), []
     if resume:
         run = restore(config, model, averaged, optimizers, history, device)
@@ -549,8 +549,8 @@ if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)  # of a notebook that has started this
     config, resume = parse()
     model = make_model(config)
-    print(f"{model.n_parameters():,} parameters; accuracies of every variable by depth, in %, labelled | "
-          "unlabelled")
+    print(f"{model.n_parameters():,} parameters; accuracies of every variable by depth, in %, "
+          "labelled | unlabelled")
     history = run(config, resume, model=model)
     if RANK == 0:
         if config.out_dir:

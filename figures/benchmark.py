@@ -85,9 +85,8 @@ def take(model, task_name="sign", loops=False, device="cpu", spare=SPARE, seed=N
     shapes, in other sentences; prints what comes out. With `loops` it is called with a number of
     loops, too: `spare` more than the deepest variable needs.
 
-    {axis: {test: [sentences, those right in every variable, accuracy of the worst variable]}}; in
-    place of a list what the model says if it can't take a test, or that it was not asked: a chain
-    of 100 or more, if it has none of the next shorter ones right.
+    {axis: {test: [sentences, those right in every variable, accuracy of the worst]}}; or a text: why
+    the model can't take it, or that it was not asked, a chain of 100 or more after none was right.
     """
     rows, tests = {}, TESTS if seed is None else ALL
     for axis in tests:
@@ -142,12 +141,13 @@ def table(models) -> str:
 def shapes(histories) -> list[str]:
     """Lines of figures/README.md: of each shape the sentences right in every variable."""
     lines = []
-    for axis, test in [(axis, test) for axis in ALL for test in ALL[axis]]:
+    for axis, test in ((axis, test) for axis in ALL for test in ALL[axis]):
         lines.append(f"{test.partition(', where')[0]:<33}")
         for task, found in histories.items():
             rows = [history["rows"][axis][test] for history in found]
             asked, right, _ = zip(*(row for row in rows if row != NOT_ASKED))
-            lines[-1] += f"{task}: {sum(right):3} of {sum(asked):3}, {len(asked)} seeds".ljust(28)
+            count = f"{sum(right):,} of {sum(asked):,} sentences, {len(asked)} seeds"
+            lines[-1] += f"{task}: {count:<40}"
     return [line.rstrip() for line in lines]
 
 
@@ -181,8 +181,8 @@ def main():
     histories = runs.get("benchmark", {"sign": [default("sign", seed) for seed in range(10)],
                                        "d3": [default("d3", seed) for seed in range(5)]}, run)
     for task, found in histories.items():
-        steps = [history["step"][-1] for history in found if train.is_proved(history)]
-        print(f"{task}: {len(steps)} of {len(found)} seeds are proved, after {steps} steps")
+        steps = [str(history["step"][-1]) for history in found if train.is_proved(history)]
+        print(f"{task}: {len(steps)} of {len(found)} seeds are proved, at step {', '.join(steps)}")
     print(*shapes(histories), sep="\n")
 
 
