@@ -318,8 +318,8 @@ def prove(model, task, all_of_it=True) -> dict:
                      for token, fact in zip(tokens[i].tolist(), facts[i].tolist()) if fact}
             knowing = " and ".join(sorted(known)) or "nothing"
             example = (f"in {lego.decode(tokens[i], task)} knowing {knowing}, it gives "
-                       f" {task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} "
-                       f"the probability {p[i].max():.2f}")
+                       f"{task.vocab[tokens[i, position]]} = {task.values[p[i].argmax()]} the "
+                       f"probability {p[i].max():.2f}")
         if n_wrong and not all_of_it:
             break
     return dict(n_cases=n, n_wrong=n_wrong, knows=knows, doubts=doubts, example=example)

@@ -85,8 +85,8 @@ def take(model, task_name="sign", loops=False, device="cpu", spare=SPARE, seed=N
     shapes, in other sentences; prints what comes out. With `loops` it is called with a number of
     loops, too: `spare` more than the deepest variable needs.
 
-    {axis: {test: [sentences, those right in every variable, accuracy of the worst]}}; or a text: why
-    the model can't take it, or that it was not asked, a chain of 100 or more after none was right.
+    {axis: {test: [sentences, those right in every variable, the worst accuracy]}}; a text says why
+    the model can't take it, or that it was not asked: a chain of 100 or more after none was right.
     """
     rows, tests = {}, TESTS if seed is None else ALL
     for axis in tests:

@@ -63,7 +63,7 @@ def main():
             proof.plot(history["step"], percent, color=COLORS[task], linewidth=1, alpha=0.6)
             if train.is_proved(history):
                 proof.plot(history["step"][-1], percent[-1], "o", color=COLORS[task], clip_on=False)
-    for task, at in (("sign", (0.03, 0.6)), ("d3", (0.6, 0.6))):
+    for task, at in (("sign", (0.03, 0.6)), ("d3", (0.42, 0.38))):
         proof.text(*at, task, color=COLORS[task], fontweight="bold", transform=proof.transAxes)
     proof.set(xlabel="training steps, of 32 sentences each", ylabel="cases that are wrong (%)", ylim=(0, None),
               xlim=(0, None), title="and then no case is wrong")

@@ -151,9 +151,10 @@ def main():
     if sys.argv[1:2] == ["search"]:
         found = []
         for task in ("sign", "d3"):
-            model = train.make_model(train.Config(task=task, max_steps=MORE_STEPS, out_dir=""))
-            train.train(train.Config(task=task, max_steps=MORE_STEPS, out_dir=""), model)
-            for dtype, n in ((torch.float32, 5000), (torch.bfloat16, 500)):
+            config = train.Config(task=task, out_dir="")
+            model = train.make_model(config)
+            train.train(config, model)
+            for dtype, n in ((torch.float32, 1000), (torch.bfloat16, 100)):
                 found.append(dict(task=task, dtype=str(dtype), **search(model, n, dtype=dtype)))
                 print(found[-1], flush=True)
                 runs.save("proof.search", found)

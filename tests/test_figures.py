@@ -124,10 +124,10 @@ def test_runs_that_others_begin_from_are_made_once(folder):
 def test_varied_sentences_are_what_their_dials_say():
     config = varied.Varied(n_clauses=6, min_clauses=3, n_distractor=2, n_supervised=6, attention="vanilla").complete()
     task, lengths = lego.make_task("sign"), set()
-    for step in range(30):
-        batch = varied.draw(config, 4, step, "cpu")
+    for step in range(80):
+        batch = varied.draw(config, 2, step, "cpu")
         lengths.add(batch.values.size(1))
-        for i in range(4):
+        for i in range(2):
             truth = lego.solve(lego.decode(batch.tokens[i], task), task)
             said = {task.vocab[batch.tokens[i, p]]: task.values[v] for p, v in zip(batch.positions[i], batch.values[i])}
             assert said.items() <= truth.items()
@@ -214,7 +214,7 @@ def test_convolution_begins_beside_the_identity():
 
 
 def test_benchmark_never_changes_and_knows_a_solver():
-    assert benchmark.checksum().startswith("CHECKSUM")
+    assert benchmark.checksum().startswith("84ac86766d8c6439")
     task = lego.make_task("sign", 1024)
 
     def solver(tokens):
