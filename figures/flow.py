@@ -143,8 +143,8 @@ def main():
     last = [show.span([first_layers(history)[-1] or np.inf for history in found[label]])
             for label in titles]
     figure, axes = show.picture(
-        f"The last of 6 variables is read after layer {last[0]} where vanilla attention may count, "
-        f"after {last[1]} where it must follow", 1, 4, 15, 4.4,
+        f"Where it may count, vanilla attention has the last variable after layer {last[0]}, "
+        f"else after {last[1]}", 1, 4, 15, 4.4,
         "6 clauses, all labelled, 6 layers or loops, width 64, mean of 3 seeds, tested on whole "
         "chains; vanilla attention, untied, begins from mimicking. A linear probe reads a variable "
         "where it is defined; a dot is the first layer after which a seed's probe is 90% right")

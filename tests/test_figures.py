@@ -17,7 +17,8 @@ from model import load, loss_of_one_loop
 
 NOTEBOOK = (runs.FOLDER / "README.md").read_text()
 README = (runs.FOLDER.parent / "README.md").read_text()
-SCRIPTS = ["benchmark", "composition", "convolution", "flow", "generalisation", "heads", "learning",
+# convolution and speed take their time: the one counts FLOPs, the other measures
+SCRIPTS = ["benchmark", "composition", "flow", "generalisation", "heads", "learning",
            "lego_attention", "pretraining", "proof", "rivals", "shortcut"]
 TINY = dict(max_steps=4, eval_every=2, eval_size=8, n_embd=16, batch_size=8, device="cpu", out_dir="")
 
