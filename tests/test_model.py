@@ -327,7 +327,7 @@ def test_a_model_that_is_wrong_in_one_case_is_refused(proved, monkeypatch, k):
     for kind, p_true, n_wrong in [
             ("must", 0.94, 1), ("must", 0.96, 0), ("may", 0.24, 1), ("may", 0.26, 0),
             ("cannot", 0.76, 1), ("cannot", 0.24, 1), ("cannot", 0.74, 0), ("cannot", 0.26, 0)]:
-        for row in kinds[kind].nonzero()[:, 0].tolist()[:2]:
+        for row in kinds[kind].nonzero()[:, 0].tolist()[-1:]:
             def to_logits(x):
                 p = Transformer.to_logits(model, x).softmax(-1)  # (N, 2)
                 p[row] = torch.tensor([1 - p_true, p_true] if value[row] else [p_true, 1 - p_true])
