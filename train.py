@@ -273,7 +273,8 @@ def train(config, model=None, draw=draw_sentences, loss_fn=loss_of_step, evaluat
             block.compile()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
     steps, clock = range(run["step"], config.max_steps + 1), time.perf_counter()
-    bar = tqdm(steps, "training", config.max_steps, initial=run["step"], disable=RANK > 0 or None)
+    is_silent = RANK > 0 or sys.stderr is None or None  # None: where it is no terminal
+    bar = tqdm(steps, "training", config.max_steps, initial=run["step"], disable=is_silent)
     for step in bar:
         # evaluate, with the clock stopped; what could be lost by it is saved before
         if evaluates_at(step, history):
@@ -290,7 +291,8 @@ def train(config, model=None, draw=draw_sentences, loss_fn=loss_of_step, evaluat
                 history[column].append(x)
             if config.stop_at is None and min(accuracy, default=0) >= 0.999:
                 history["proof"] = proof_of(averaged.module, config)
-            bar.write(report(history))
+            if RANK == 0:
+                bar.write(report(history))
             losses, clock = [], time.perf_counter()
         if step == config.max_steps or is_done(history):
             break
@@ -549,8 +551,9 @@ if __name__ == "__main__":
     os.environ.pop("MPLBACKEND", None)  # of a notebook that has started this
     config, resume = parse()
     model = make_model(config)
-    print(f"{model.n_parameters():,} parameters; accuracies of every variable by depth, in %, "
-          "labelled | unlabelled")
+    if RANK == 0:
+        print(f"{model.n_parameters():,} parameters; accuracies of every variable by depth, in %, "
+              "labelled | unlabelled")
     history = run(config, resume, model=model)
     if RANK == 0:
         if config.out_dir:
