@@ -503,7 +503,8 @@ def parse(kind=Config, **preset):
     parser.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--resume", action="store_true")
     for field in fields(kind):
-        bare = dict(nargs="?", const=True) if field.type is bool else {}
+        is_bool = bool in (field.type, *get_args(field.type))
+        bare = dict(nargs="?", const=True) if is_bool else {}
         parser.add_argument(f"--{field.name}", type=str if field.type is str else literal, **bare,
                             default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args()

@@ -59,6 +59,11 @@ def test_readme_quotes_the_numbers():
     assert {*learned["sign"]} == {572} and {*learned["d3"]} == {23508}
     assert "572" in README and "23,508" in README
     assert all(train.is_proved(h) for found in runs.load("learning").values() for h in found)
+    takes = runs.load("proof")
+    for label in ("3 of 12 labelled", "3 clauses, all labelled", "8 training sentences in all"):
+        assert [history["cases"]["n_wrong"] for history in takes[label]] == [0] * 5
+    most = max(history["step"][-1] for history in runs.load("rivals")["facts"]) * rivals.cost("facts")
+    assert f"1/{rivals.BUDGET / most:.0f} of the FLOPs" in README
     for picture in re.findall(r"figures/(\w+)\.png", README):
         assert (runs.FOLDER / f"{picture}.png").exists()
 

@@ -388,8 +388,9 @@ def test_dials_are_read_in_both_forms_a_switch_bare_and_beat_a_preset_in_any_ord
                            "--task=d3", "--compile", "--tied", "False", "--out_dir=100")
     assert config == Config(max_steps=100, n_layer=5, lr=0, muon_lr=1e-3, task="d3", compile=True,
                             tied=False, out_dir="100").complete() and not resume
-    arguments = ["--compile", "--seed=3", "--preset=vanilla", "--tied=True"]
-    expected = Config(**train.PRESETS["vanilla"] | dict(compile=True, seed=3, tied=True)).complete()
+    arguments = ["--compile", "--facts", "--seed=3", "--preset=vanilla", "--tied=True"]
+    given = dict(compile=True, facts=True, seed=3, tied=True)
+    expected = Config(**train.PRESETS["vanilla"] | given).complete()
     assert parse(*arguments)[0] == parse(*arguments[::-1])[0] == expected
 
 
